@@ -1,0 +1,61 @@
+# `make help` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# Each process of a multi-process run gets its own threads from the launcher; DeepSpeed runs on the CPU here.
+export DS_ACCELERATOR ?= cpu
+
+.PHONY: help setup demo test check format fuzz-tokens chaos bench clean
+
+help:
+	@echo 'make setup   make .venv from requirements.lock (nothing to do when it is current)'
+	@echo 'make demo    the whole pipeline on this CPU: data, model, tokenize, finetune, evaluate, serve'
+	@echo 'make test    the tests'
+	@echo 'make check   lint, format and types'
+	@echo 'make format  put the format right'
+	@echo 'make fuzz-tokens, make chaos   random texts, random kills, for MINUTES=10'
+	@echo 'make bench   the benchmarks, each against a peer in the same run'
+
+setup: $(VENV)/installed
+
+# The stamp is written last: a set-up that was interrupted is done again.
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo 'Python 3.11 is needed (got: $(PYTHON)). Say where it is: make PYTHON=... setup' >&2; exit 78; }
+	@echo 'Setting up $(VENV): about three minutes the first time'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# What a user would type; `demo.yaml` holds the parameters.
+demo: setup
+	$(BIN)/python -m trainer.demo --volume finetune-data
+	$(BIN)/finetune run --params demo.yaml
+	@trap '$(BIN)/finetune stop demo' EXIT; set -x; $(BIN)/finetune ask demo 'The sheriff'
+
+test: setup
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+# As long as you like; both end with a line that says what was compared.
+MINUTES ?= 10
+fuzz-tokens: setup
+	@$(BIN)/python -m tests.tokens.fuzz --minutes $(MINUTES)
+
+chaos: setup
+	@$(BIN)/python -m tests.training.chaos --minutes $(MINUTES)
+
+bench: setup
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) *.egg-info

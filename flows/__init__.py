@@ -1,0 +1,1 @@
+"""Flows compose tasks; their parameters; the `finetune` command line."""

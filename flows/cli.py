@@ -1,0 +1,283 @@
+"""The `finetune` command line. Loads Prefect only when a run is started.
+
+Exit codes: 0 done; 1 it failed; 75 interrupted, run it again to go on; 78 the
+request is wrong and nothing was started.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from flows import overview, stores
+from flows.parameters import Parameters
+from infra.place import BACKEND_VARIABLE, HOME_VARIABLE, home_from_environment
+from trainer.config import load_parameters
+from trainer.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, RequestError, StepError
+
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 75 interrupted (run it again to go on), 78 refused."
+
+
+def _home(context: click.Context, option: click.Parameter, value: Path | None) -> Path:
+    if value is not None:
+        os.environ[HOME_VARIABLE] = str(value.resolve())
+    return home_from_environment()
+
+
+home_option = click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=_home,
+    help="Folder that holds the volumes.  [default: $FINETUNE_HOME, else this folder]",
+)
+pvc_option = click.option(
+    "--pvc", default="finetune-data", show_default=True, help="Volume: a folder below --home."
+)
+parameter_options = [
+    click.option(
+        "-p",
+        "--param",
+        "assignments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A parameter; may be repeated. `finetune parameters` lists them.",
+    ),
+    click.option(
+        "--params",
+        "file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="YAML or JSON file of parameters; -p goes before it.",
+    ),
+]
+
+
+def takes_parameters(command: Any) -> Any:
+    for option in reversed(parameter_options):
+        command = option(command)
+    return command
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="finetune-pipeline")
+def cli() -> None:
+    """Finetune language models on your own text, from a folder to a served model.
+
+    \b
+    Try it on this machine:  finetune run -p run_name=first -p dataset=dataset -p model=...
+    The text lies in {home}/finetune-data/dataset, models in {home}/finetune-data/models.
+    """
+
+
+@cli.command(epilog=EXIT_CODES)
+@takes_parameters
+@home_option
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "kubernetes"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or Jobs of the cluster that your kubeconfig names.",
+)
+def run(assignments: tuple[str, ...], file: Path | None, home: Path, backend: str) -> None:
+    """Run the whole pipeline here: fetch, tokenize, finetune, evaluate, deploy.
+
+    Again with the same run_name it goes on, or finishes at once when all is done.
+    Ctrl-C stops it after saving.
+    """
+    os.environ[BACKEND_VARIABLE] = backend
+    parameters = read_parameters(assignments, file)
+    from flows.running import run_flow
+
+    run_flow(parameters, home, on_cluster=backend == "kubernetes")
+
+
+@cli.command(epilog=EXIT_CODES)
+@takes_parameters
+@home_option
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "kubernetes"]),
+    default="kubernetes",
+    show_default=True,
+    help="Plan for this machine's CPU, or for the GPUs that the parameters name.",
+)
+@click.option("--contexts", type=click.IntRange(1), help="Plan for so many contexts of text.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(
+    assignments: tuple[str, ...],
+    file: Path | None,
+    home: Path,
+    backend: str,
+    contexts: int | None,
+    as_json: bool,
+) -> None:
+    """Say what a run will do, need, take and cost; nothing is touched.
+
+    Exit code 78 when it would be refused.
+    """
+    from flows import plan_request
+
+    parameters = read_parameters(assignments, file, run_name="plan")
+    made = plan_request.plan_request(
+        parameters, home, num_contexts=contexts, on_cluster=backend == "kubernetes"
+    )
+    click.echo(json.dumps(made.to_dict(), indent=1) if as_json else plan_request.as_table(made))
+    if made.problems:
+        sys.exit(EXIT_REFUSED)
+
+
+@cli.command(epilog=EXIT_CODES)
+@takes_parameters
+@home_option
+@click.option("--text-field", default="text", show_default=True, help="Of JSONL and parquet.")
+@click.option("--paranoid", is_flag=True, help="Read every file again, whatever its time says.")
+def tokenize(
+    assignments: tuple[str, ...], file: Path | None, home: Path, text_field: str, paranoid: bool
+) -> None:
+    """Make the store of tokenized contexts alone; its path is the last line printed."""
+    parameters = read_parameters(assignments, file, run_name="tokenize")
+    from flows.running import run_tokenize
+
+    print(run_tokenize(parameters, home, text_field=text_field, paranoid=paranoid))
+
+
+@cli.command()
+@click.argument("store")
+@click.option("--context", "number", type=int, help="Show this context as text, from 0.")
+@home_option
+@pvc_option
+def tokens(store: str, number: int | None, home: Path, pvc: str) -> None:
+    """Show what is in a STORE of tokens, and where every token went.
+
+    STORE is a folder, or a name below {home}/{pvc}/tokens.
+    """
+    click.echo(stores.show(home / pvc, store, number))
+
+
+@cli.command()
+@click.option("--delete", is_flag=True, help="Delete it; without this, only say what it is.")
+@home_option
+@pvc_option
+def prune(delete: bool, home: Path, pvc: str) -> None:
+    """Free space: token stores that no run needs, and cached pieces."""
+    click.echo(stores.prune(home / pvc, delete))
+
+
+@cli.command()
+def parameters() -> None:
+    """List every parameter with its default."""
+    for name, field in Parameters.model_fields.items():
+        default = "required" if field.is_required() else f"[{field.default!r}]"
+        click.echo(f"{name:<20} {default:<28} {field.description}")
+
+
+@cli.command()
+@home_option
+@pvc_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def runs(home: Path, pvc: str, as_json: bool) -> None:
+    """List the runs on a volume."""
+    rows = overview.list_runs(home, pvc)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    else:
+        click.echo(overview.runs_table(rows))
+
+
+@cli.command()
+@click.argument("run_name")
+@home_option
+@pvc_option
+def show(run_name: str, home: Path, pvc: str) -> None:
+    """Show what a run was asked, how far it is, and what it made."""
+    click.echo(overview.show_run(home, pvc, run_name))
+
+
+@cli.command()
+@click.argument("run_name")
+@home_option
+@pvc_option
+def verify(run_name: str, home: Path, pvc: str) -> None:
+    """Read every checkpoint and the final model and compare their digests.
+
+    Exit code 1 when something is damaged.
+    """
+    if not overview.verify_run(home, pvc, run_name, click.echo):
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("run_name")
+@click.argument("prompt")
+@click.option("--max-tokens", default=100, show_default=True, help="Most tokens to generate.")
+@home_option
+@pvc_option
+def ask(run_name: str, prompt: str, max_tokens: int, home: Path, pvc: str) -> None:
+    """Ask the service that a run left; the answer appears as it is made."""
+    click.echo(prompt, nl=False)
+    for piece in overview.ask_run(home, pvc, run_name, prompt, max_tokens):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@cli.command()
+@click.argument("run_name")
+@home_option
+@pvc_option
+def stop(run_name: str, home: Path, pvc: str) -> None:
+    """Stop what a run has under way: its step, after saving, and its service."""
+    stopped = overview.stop_run(home, pvc, run_name)
+    click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"{run_name}: nothing was running")
+
+
+def read_parameters(assignments: tuple[str, ...], file: Path | None, **known: str) -> Parameters:
+    """The parameters of `-p NAME=VALUE` over those of a file.
+
+    Raises:
+        RequestError: Naming every problem there is.
+    """
+    given: dict[str, Any] = dict(known)
+    if file is not None:
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RequestError(f"--params {file} is not YAML or JSON ({error}).") from error
+        if not isinstance(found, dict):
+            raise RequestError(f"--params {file} holds no names and values (got {found!r}).")
+        given |= found
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise RequestError(f"-p takes NAME=VALUE (got {assignment!r}).")
+        given[name] = value
+    return load_parameters(Parameters, given)
+
+
+def main() -> None:
+    """Run the command line; errors become one message and an exit code."""
+    try:
+        cli(standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("interrupted: run it again to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_REFUSED if isinstance(error, click.UsageError) else error.exit_code)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except StepError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `finetune runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

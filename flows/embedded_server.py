@@ -1,0 +1,85 @@
+"""Prefect's own server for the time of one run, where no other was named.
+
+Prefect would start one by itself, but in our process group: Ctrl-C on a terminal would
+end it before the run has said how it ended, and a killed run would leave it behind.
+Here it has a session of its own, and a guard that ends it when our end of a pipe
+closes, however we ended.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from trainer.errors import StepError
+
+READY_SECONDS = 180.0
+STOP_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def embedded_server() -> Iterator[str]:
+    """The API's URL of a server on loopback that ends with the block, or with this process.
+
+    Raises:
+        StepError: It did not start.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryFile() as log:
+        guard = subprocess.Popen(
+            [sys.executable, "-m", "flows.embedded_server", str(port)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/api"
+            deadline = time.monotonic() + READY_SECONDS
+            while not answers(url):
+                if guard.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    said = log.read().decode(errors="replace")[-2000:]
+                    raise StepError(f"Prefect's embedded server did not start:\n{said}")
+                time.sleep(0.1)
+            yield url
+        finally:
+            assert guard.stdin is not None
+            guard.stdin.close()
+            guard.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server is at this API address."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def guard_server(port: str) -> None:
+    """Run the server until standard input is at its end or the server stops by itself."""
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-services"]
+    server = subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.DEVNULL)
+    # When the server ends first, nobody is left to wait for.
+    signal.signal(signal.SIGCHLD, lambda signum, frame: os._exit(1))
+    sys.stdin.buffer.read()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    server.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(STOP_SECONDS)
+    os.killpg(0, signal.SIGKILL)  # all of this session: the server and what it started
+
+
+if __name__ == "__main__":
+    guard_server(sys.argv[1])

@@ -1,0 +1,49 @@
+"""The flow: a folder of text and a base model in, a finetuned and served model out.
+
+Each step is a process of its own, started by infra's backend and followed here. The
+flow holds no state: killed at any point and started again with the same parameters,
+it adopts what is under way and takes over what is done.
+"""
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.parameters import Parameters, refuse_what_is_not_built, takes
+from infra.place import backend_from_environment
+from tasks.artifacts import show_result
+from tasks.deployment import deploy
+from tasks.following import claimed
+from tasks.running import Run, current_watcher
+from tasks.steps import evaluate, fetch, tokenize, train
+from tasks.summary import losses
+from trainer.config import load_parameters
+
+
+@flow(name="finetune", flow_run_name="{run_name}", validate_parameters=False)
+@takes(Parameters)
+def finetune(**given: Any) -> dict[str, Any]:
+    """Finetune a language model on a folder of text, evaluate it and serve it."""
+    # Checked here and not by Prefect, so that one error names every parameter to mend.
+    parameters = load_parameters(Parameters, given)
+    backend = backend_from_environment(logs=parameters.logs)
+    refuse_what_is_not_built(parameters, on_cluster=backend.detaches)
+    run = Run(
+        parameters=parameters.model_dump(),
+        request=parameters.request,
+        attempt=str(flow_run.get_id()),
+        backend=backend,
+        watcher=current_watcher(),
+    )
+    with claimed(run.backend, parameters.pvc, parameters.run_name):
+        if not parameters.inference_only:
+            fetched = fetch(run)
+            tokenized = tokenize(run, fetched)
+            train(run, fetched, tokenized)
+            evaluate(run, fetched, tokenized)
+        if not backend.detaches:
+            deploy(run)
+        result = losses(run.outcomes)
+        show_result(run.run_name, run.outcomes, result)
+    return {**result, "seconds": {outcome.step: outcome.seconds for outcome in run.outcomes}}

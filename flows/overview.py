@@ -1,0 +1,184 @@
+"""What is on a volume: runs, how far they are, what they made. Reads, and stops; loads no torch."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra import local_service
+from infra.local_processes import LocalBackend
+from tasks.summary import losses
+from tasks.wording import format_seconds
+from trainer.errors import RequestError
+from trainer.outcome import Outcome
+from trainer.run_folder import RunFolder
+
+STEPS = ("fetch", "tokenize", "finetune", "evaluate", "deploy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One run in the list."""
+
+    name: str
+    state: str
+    model: str
+    dataset: str
+    base_loss: float | None
+    loss: float | None
+    created: str
+
+
+def list_runs(home: Path, pvc: str) -> list[RunRow]:
+    """Every run on the volume, the newest first."""
+    records = sorted((home / pvc).glob("*/run.json"))
+    rows = [_row(home, pvc, path.parent.name) for path in records]
+    return sorted(rows, key=lambda row: row.created, reverse=True)
+
+
+def _row(home: Path, pvc: str, run_name: str) -> RunRow:
+    folder = RunFolder(home / pvc, run_name)
+    record = folder.record()
+    assert record is not None
+    found = losses(_outcomes(folder))
+    return RunRow(
+        name=run_name,
+        state=_state(home, pvc, run_name),
+        model=record["request"].get("model", ""),
+        dataset=record["request"].get("dataset", ""),
+        base_loss=found.get("base_loss"),
+        loss=found.get("finetuned_loss", found.get("loss")),
+        created=record["created"],
+    )
+
+
+def _outcomes(folder: RunFolder) -> list[Outcome]:
+    return [outcome for step in STEPS if (outcome := folder.outcome(step)) is not None]
+
+
+def _state(home: Path, pvc: str, run_name: str) -> str:
+    backend = LocalBackend(home)
+    running = backend.running_steps(pvc, run_name)
+    if running:
+        return f"running ({', '.join(running)})"
+    if local_service.running(home / pvc, run_name) is not None:
+        return "served"
+    outcomes = {outcome.step: outcome for outcome in _outcomes(RunFolder(home / pvc, run_name))}
+    for step in STEPS:
+        if step not in outcomes:
+            return f"stopped before {step}"
+        if outcomes[step].status != "done":
+            return f"{outcomes[step].status} in {step}"
+    return "done"
+
+
+def runs_table(rows: Sequence[RunRow]) -> str:
+    """The list as aligned text."""
+    if not rows:
+        return "no runs"
+    table = [("name", "state", "model", "dataset", "loss before", "after", "begun")]
+    table += [
+        (r.name, r.state, r.model, r.dataset, _loss(r.base_loss), _loss(r.loss), r.created)
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _known(home: Path, pvc: str, run_name: str) -> RunFolder:
+    folder = RunFolder(home / pvc, run_name)
+    if folder.record() is None:
+        names = [path.parent.name for path in sorted((home / pvc).glob("*/run.json"))]
+        raise RequestError(
+            f"RUN is not a run on {home / pvc} (got {run_name!r}). "
+            f"There are: {', '.join(names) or 'none'}."
+        )
+    return folder
+
+
+def show_run(home: Path, pvc: str, run_name: str) -> str:
+    """One run in full, as text."""
+    folder = _known(home, pvc, run_name)
+    record = folder.record()
+    assert record is not None
+    lines = [f"{run_name}: {_state(home, pvc, run_name)}, begun {record['created']}", ""]
+    for outcome in _outcomes(folder):
+        state = "there already" if outcome.reused else outcome.status
+        lines.append(
+            f"{outcome.step:<9} {state:<13} {format_seconds(outcome.seconds):>9}  {outcome.message}"
+        )
+    lines += ["", *(f"{name:<20} {value}" for name, value in losses(_outcomes(folder)).items())]
+    step = _last_step(folder.metrics)
+    if step:
+        lines.append(f"{'last step':<20} {step}")
+    lines += ["", *(f"{name:<20} {value!r}" for name, value in record["request"].items())]
+    return "\n".join(lines)
+
+
+def _last_step(metrics: Path) -> Any:
+    """The last step in metrics.jsonl, read from the file's end."""
+    if not metrics.exists():
+        return None
+    with open(metrics, "rb") as file:
+        file.seek(max(0, metrics.stat().st_size - 65536))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError):
+            continue
+    return None
+
+
+def verify_run(home: Path, pvc: str, run_name: str, say: Callable[[str], Any]) -> bool:
+    """Check the digests of every checkpoint and of the final model; True when all are good."""
+    from trainer.checkpoints import verify
+
+    folder = _known(home, pvc, run_name)
+    good = True
+    folders = [path for path in sorted(folder.checkpoints.glob("step-*")) if path.is_dir()]
+    if folder.final.exists():
+        folders.append(folder.final)
+    for path in folders:
+        problems = verify(path)
+        good &= not problems
+        name = path.relative_to(folder.root)
+        say(f"{name}: good" if not problems else f"{name}: " + "; ".join(problems))
+    if not folders:
+        say(f"{run_name} has no checkpoint yet")
+    return good
+
+
+def ask_run(home: Path, pvc: str, run_name: str, prompt: str, max_tokens: int) -> Iterator[str]:
+    """The answer of the run's service, piece by piece.
+
+    Raises:
+        RequestError: Nothing is served, or the service refused the question.
+    """
+    _known(home, pvc, run_name)
+    service = local_service.running(home / pvc, run_name)
+    if service is None:
+        raise RequestError(
+            f"{run_name} is not served. Serve it: "
+            f"finetune run -p run_name={run_name} -p inference_only=true"
+        )
+    try:
+        yield from local_service.stream(service, prompt, max_tokens=max_tokens)
+    except local_service.ServiceError as error:
+        raise RequestError(str(error)) from error
+
+
+def stop_run(home: Path, pvc: str, run_name: str) -> list[str]:
+    """Stop the run's steps, letting them save, and its service; return what was stopped."""
+    stopped = LocalBackend(home).stop(pvc, run_name)
+    if local_service.stop(home / pvc, run_name):
+        stopped.append("service")
+    return stopped

@@ -1,0 +1,100 @@
+"""What cannot work or is not wanted, before anything starts: each with the way out."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flows.planning.work import Machine, Work
+from trainer import memory_model
+from trainer.memory_model import GIB, Setting
+from trainer.model_shape import ModelShape
+
+
+def context_problems(shape: ModelShape, parameters: Mapping[str, Any]) -> list[str]:
+    context = parameters["context"]
+    if shape.positions is None or context <= shape.positions:
+        return []
+    return [
+        f"context is larger than the model takes (got {context}). "
+        f"It has positions for {shape.positions} tokens. Set context={shape.positions} or less."
+    ]
+
+
+def does_not_fit(shape: ModelShape, smallest: Setting, machine: Machine, memory_gib: float) -> str:
+    needed = memory_model.gpu_bytes(shape, smallest) / GIB
+    usable = memory_gib * memory_model.USABLE_SHARE
+    ways = ["a larger trainer_gpu"] if machine.gpu else ["a machine with more memory"]
+    if smallest.batch_size > 1:
+        ways.append("batch_size=1 or -1")
+    if smallest.zero_stage < 3:
+        ways.append("zero_stage=3")
+    if machine.gpu:
+        ways.append("more trainer_gpus")
+    where = f"the memory of {machine.gpu_name}" if machine.gpu else "this machine's memory"
+    return (
+        f"model does not fit {where} with any setting (got {needed:.1f} GiB at the least). "
+        f"{usable:.1f} of {memory_gib:.1f} GiB can be planned with. "
+        f"Take {', '.join(ways)}, or a smaller context or model."
+    )
+
+
+def host_problems(shape: ModelShape, setting: Setting, machine: Machine) -> list[str]:
+    needed = memory_model.host_bytes(shape, setting) / GIB
+    if machine.gpu is None or needed <= machine.memory_gib:
+        return []
+    return [
+        f"trainer_ram is too little (got {machine.memory_gib:.0f} GiB). Training needs "
+        f"{needed:.0f} GiB of host memory. Set trainer_ram={math.ceil(needed * 1.1)}, "
+        "or take GPUs that hold the optimizer."
+    ]
+
+
+def work_problems(work: Work, machine: Machine) -> list[str]:
+    problems = []
+    if work.num_train_contexts < work.global_batch:
+        problems.append(
+            f"dataset is too small (got {work.num_train_contexts} contexts to train on). One step "
+            f"takes {work.global_batch}: batch_size {work.setting.batch_size} x gradients "
+            f"{work.gradients} x trainer_gpus {work.setting.processes}. "
+            "Add text, or set context, batch_size or gradients lower."
+        )
+    needed = work.disk_bytes / GIB
+    if machine.free_gib is not None and needed > machine.free_gib:
+        problems.append(
+            f"pvc has too little room (got {machine.free_gib:.1f} GiB free). {needed:.1f} GiB are "
+            f"needed for {work.kept_checkpoints + 1} checkpoints, the final model and the tokens. "
+            "Free or add space, or keep fewer checkpoints."
+        )
+    return problems
+
+
+def budget_problems(
+    budget: Mapping[str, Any], hours: float, dollars: float | None, now: datetime
+) -> list[str]:
+    problems = []
+    mend = "Train on less (sampling, epochs), on another trainer_gpu, or raise it."
+    if (most := budget.get("max_dollars")) and dollars is not None and dollars > most:
+        problems.append(
+            f"budget.max_dollars is too little (got {most}). "
+            f"The run is planned to cost {dollars:.2f}. {mend}"
+        )
+    if (most := budget.get("max_hours")) and hours > most:
+        problems.append(
+            f"budget.max_hours is too little (got {most}). "
+            f"The run is planned to take {hours:.1f}. {mend}"
+        )
+    if deadline := budget.get("deadline"):
+        done = now + timedelta(hours=hours)
+        if done > _moment(deadline):
+            problems.append(
+                f"budget.deadline is too early (got {deadline}). "
+                f"The run is planned to be done at {done.isoformat(timespec='minutes')}. {mend}"
+            )
+    return problems
+
+
+def _moment(value: Any) -> datetime:
+    """A point in time; one without a zone is UTC."""
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,189 @@
+"""From a model's config.json, a number of contexts and parameters to a plan."""
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from flows.planning import gates, seconds
+from flows.planning.result import Plan
+from flows.planning.work import Machine, Place, Work
+from infra.catalogue import Gpu, Prices, find_gpu
+from trainer import memory_model
+from trainer.memory_model import GIB, Setting
+from trainer.model_shape import ModelShape
+
+
+def plan(
+    model_config: Mapping[str, Any],
+    num_contexts: int,
+    parameters: Mapping[str, Any],
+    *,
+    catalogue: Mapping[str, Gpu],
+    prices: Prices,
+    place: Place | None = None,
+    num_train_contexts: int | None = None,
+    estimated: bool = False,
+    correction: float = 1.0,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        model_config: The base model's config.json.
+        num_contexts: Contexts of the dataset, the held-out ones with them.
+        parameters: The flow's parameters, all of them; topics (`checkpoints`, `budget`) may lack.
+        catalogue: GPU classes by name.
+        prices: Dollars an hour.
+        place: The machine, where it is not what the parameters ask for.
+        num_train_contexts: Those not held out, where a store says so; None: by `train_ratio`.
+        estimated: Whether `num_contexts` is an estimate.
+        correction: Measured over planned seconds of earlier runs of this kind.
+    Raises:
+        ValueError: The model's config.json says too little to plan with.
+    """
+    place = place or Place()
+    shape = ModelShape.from_config(model_config)
+    problems = gates.context_problems(shape, parameters)
+    gpu, gpu_problems = _gpu(parameters, catalogue, place)
+    problems += gpu_problems
+    machine = Machine.of(parameters, gpu, place)
+    setting, setting_problems = _setting(shape, parameters, machine)
+    if gpu or place.on_cpu:  # else there is nothing that the model could fit
+        problems += setting_problems
+    return _plan(
+        Work.of(shape, parameters, setting, num_contexts, num_train_contexts),
+        machine,
+        prices,
+        problems,
+        estimated=estimated,
+        correction=correction,
+        now=place.now or datetime.now(UTC),
+    )
+
+
+def _gpu(
+    parameters: Mapping[str, Any], catalogue: Mapping[str, Gpu], place: Place
+) -> tuple[Gpu | None, list[str]]:
+    if place.on_cpu:
+        return None, []
+    name, asked = parameters["trainer_gpu"], parameters["trainer_gpus"]
+    try:
+        gpu = find_gpu(catalogue, name)
+    except ValueError as error:
+        return None, [str(error)]
+    if asked > gpu.most_per_node:
+        return gpu, [
+            f"trainer_gpus is more than a node has (got {asked} of {name}). "
+            f"The most is {gpu.most_per_node}. Take fewer, or another trainer_gpu."
+        ]
+    return gpu, []
+
+
+def _setting(
+    shape: ModelShape, parameters: Mapping[str, Any], machine: Machine
+) -> tuple[Setting, list[str]]:
+    """The setting that training will choose; the smallest one, and why not, if none fits."""
+    gpu = machine.gpu
+    fp16 = parameters["force_fp16"] or (gpu is not None and not gpu.bf16)
+    processes = parameters["trainer_gpus"]
+    asked = Setting(
+        context=parameters["context"],
+        zero_stage=parameters["zero_stage"],
+        processes=processes,
+        processes_per_node=processes,
+        precision="fp32" if gpu is None else "fp16" if fp16 else "bf16",
+        on_gpu=gpu is not None,
+    )
+    memory_gib = gpu.memory_gib if gpu else machine.memory_gib / processes
+    chosen = memory_model.choose(
+        shape,
+        asked,
+        int(memory_gib * GIB),
+        batch_size=parameters["batch_size"],
+        divisor=parameters["batch_size_divisor"],
+        may_offload=gpu is not None,
+    )
+    if chosen is not None:
+        return chosen, gates.host_problems(shape, chosen, machine)
+    smallest = dataclasses.replace(
+        asked,
+        batch_size=max(1, parameters["batch_size"]),
+        offload=gpu is not None and asked.zero_stage > 0,
+    )
+    return smallest, [gates.does_not_fit(shape, smallest, machine, memory_gib)]
+
+
+def _plan(
+    work: Work,
+    machine: Machine,
+    prices: Prices,
+    problems: list[str],
+    *,
+    estimated: bool,
+    correction: float,
+    now: datetime,
+) -> Plan:
+    shape, setting = work.shape, work.setting
+    spent = {
+        name: part * correction
+        for name, part in seconds.step_seconds(
+            shape, setting, machine.gpu, gradients=work.gradients, cores=machine.cores
+        ).items()
+    }
+    held_out = work.num_contexts - work.num_train_contexts
+    evaluation = correction * seconds.evaluation_seconds(
+        shape, setting, machine.gpu, contexts=held_out, cores=machine.cores
+    )
+    pauses = work.saves * (evaluation + seconds.save_seconds(shape, setting, machine.gpu))
+    start = seconds.start_seconds(shape, setting)
+    hours = (start + work.steps * sum(spent.values()) + pauses) / 3600
+    per_hour = (
+        prices.per_hour(machine.gpu_name, machine.gpus, machine.cores, machine.memory_gib)
+        if machine.gpu
+        else 0.0
+    )
+    dollars = None if per_hour is None else per_hour * hours
+    gpu_parts, host_parts = _memory(shape, setting)
+    return Plan(
+        num_contexts=work.num_contexts,
+        num_train_contexts=work.num_train_contexts,
+        steps=work.steps,
+        tokens=work.num_train_contexts * setting.context * work.epochs,
+        batch_size=setting.batch_size,
+        gradients=work.gradients,
+        processes=setting.processes,
+        zero_stage=setting.zero_stage,
+        offload=setting.offload,
+        checkpointed_layers=setting.recomputed(shape),
+        layers=shape.layers,
+        precision=setting.precision,
+        parameters=shape.parameters,
+        gpu=machine.gpu_name,
+        gpu_memory_gib=sum(gpu_parts.values()),
+        gpu_memory_parts_gib=gpu_parts,
+        gpu_memory_limit_gib=machine.gpu.memory_gib if machine.gpu else 0.0,
+        host_memory_gib=sum(host_parts.values()),
+        host_memory_parts_gib=host_parts,
+        host_memory_limit_gib=machine.memory_gib,
+        checkpoint_gib=memory_model.checkpoint_bytes(shape) / GIB,
+        disk_gib=work.disk_bytes / GIB,
+        seconds_per_step=sum(spent.values()),
+        seconds_parts=spent,
+        evaluation_seconds=evaluation,
+        hours=hours,
+        dollars_per_hour=per_hour,
+        dollars=dollars,
+        estimated=estimated,
+        problems=problems
+        + gates.work_problems(work, machine)
+        + gates.budget_problems(work.budget, hours, dollars, now),
+    )
+
+
+def _memory(shape: ModelShape, setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
+    """GiB of a GPU and of a node's host, by part; processes on a CPU need host memory alone."""
+    gpu = {name: size / GIB for name, size in memory_model.gpu_parts(shape, setting).items()}
+    host = {name: size / GIB for name, size in memory_model.host_parts(shape, setting).items()}
+    if setting.on_gpu:
+        return gpu, host
+    return {}, host | {name: size * setting.processes_per_node for name, size in gpu.items()}

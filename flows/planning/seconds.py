@@ -1,0 +1,109 @@
+"""How long a step takes, part by part: operations and bytes over what a machine reaches.
+
+A roofline: matrix products at a share of the GPU's peak, everything else by the bytes
+it moves. Nothing is taken to overlap, as the engine overlaps nothing.
+
+`ACHIEVABLE` and `CORE_GBS` are set so that the reference's published run comes out
+(GPT-J 6B on an A40: 66 s a step); what earlier runs measured corrects them.
+"""
+
+from infra.catalogue import Gpu
+from trainer.memory_model import ADAM_BYTES, WEIGHT_BYTES, Setting
+from trainer.model_shape import ModelShape
+
+ACHIEVABLE = 0.28  # of a GPU's peak, over all of a transformers model's operations
+CORE_GBS = 3.5  # GB/s of host memory that a core moves in Adam's passes, eight at once
+CPU_TFLOPS_PER_CORE = 0.057  # fp32, measured with the demo's model on one core
+ADAM_TRAFFIC = 30  # bytes a parameter: reads four fp32 numbers, writes three and a half
+HOST_TRAFFIC = ADAM_TRAFFIC + 14  # and casts the gradients, sums their squares, scales them
+READ_GBS = 1.0  # from the volume, when the model is loaded
+START_SECONDS = 120.0  # image, imports, process group; until the model is read
+
+
+def operations_per_token(shape: ModelShape, setting: Setting) -> float:
+    """Floating-point operations of training on a token: forward, backward, recomputing.
+
+    Source: 2 a weight forward and 4 backward (Kaplan et al., arXiv 2001.08361),
+    and the two products of attention, of which a fused kernel skips the masked half.
+    """
+    seen = setting.context / (2 if setting.fused_attention else 1)
+    layer = 2 * shape.layer_parameters + 4 * seen * shape.heads * shape.head_size
+    head = 2 * shape.embedding_parameters
+    return 3 * (shape.layers * layer + head) + setting.recomputed(shape) * layer
+
+
+def forward_operations_per_token(shape: ModelShape, setting: Setting) -> float:
+    """Of an evaluation: a third of training without recomputing."""
+    layer = 2 * shape.layer_parameters + 2 * setting.context * shape.heads * shape.head_size
+    return shape.layers * layer + 2 * shape.embedding_parameters
+
+
+def rate(gpu: Gpu | None, cores: int, processes: int) -> float:
+    """Operations a second that one process reaches; `gpu` None: its part of the cores."""
+    if gpu is None:
+        return CPU_TFLOPS_PER_CORE * 1e12 * cores / processes
+    return gpu.peak_tflops * 1e12 * ACHIEVABLE
+
+
+def step_seconds(
+    shape: ModelShape, setting: Setting, gpu: Gpu | None, *, gradients: int, cores: int
+) -> dict[str, float]:
+    """Seconds of an optimizer step, by what they are spent on.
+
+    Args:
+        shape: The model.
+        setting: How it is trained.
+        gpu: On what; None: on the CPU.
+        gradients: Micro-batches a step.
+        cores: Of each node.
+    """
+    operations = operations_per_token(shape, setting) * setting.tokens * gradients
+    parts = {"compute": operations / rate(gpu, cores, setting.processes_per_node)}
+    weights = shape.parameters * WEIGHT_BYTES[setting.precision]
+    own = shape.parameters // setting.share(1)
+    if setting.offload and gpu is not None:
+        # Each micro-batch's gradients go to the host; from the second on their sum comes first.
+        trips = (2 * gradients - 1) * weights / setting.share(1)
+        parts["gradients to host"] = trips / (gpu.host_gbs * 1e9)
+        here = own * setting.processes_per_node
+        parts["optimizer"] = here * HOST_TRAFFIC / (cores * CORE_GBS * 1e9)
+        parts["weights to GPU"] = weights / setting.share(1) / (gpu.host_gbs * 1e9)
+    else:
+        bandwidth = gpu.bandwidth_gbs if gpu else cores * CORE_GBS / setting.processes_per_node
+        parts["optimizer"] = own * ADAM_TRAFFIC / (bandwidth * 1e9)
+    if setting.processes > 1:
+        parts["between processes"] = _exchanged(setting, weights, gradients) / (
+            (gpu.peer_gbs if gpu else CORE_GBS) * 1e9
+        )
+    return parts
+
+
+def _exchanged(setting: Setting, weights: int, gradients: int) -> float:
+    """Bytes that a process sends in a step. Source: ZeRO (arXiv 1910.02054), section 7."""
+    passed = weights * (setting.processes - 1) / setting.processes
+    if setting.zero_stage == 3:
+        return 3 * passed * gradients  # gathered forward and backward, gradients scattered
+    if setting.zero_stage == 2:
+        return passed * gradients + passed  # scattered; updated weights gathered
+    return 2 * passed * gradients  # all-reduced
+
+
+def save_seconds(shape: ModelShape, setting: Setting, gpu: Gpu | None) -> float:
+    """How long training stands still for a checkpoint: the copy of its state in memory."""
+    gbs = gpu.host_gbs if gpu and not setting.offload else 4 * CORE_GBS
+    return ADAM_BYTES * shape.parameters / setting.share(1) / (gbs * 1e9)
+
+
+def evaluation_seconds(
+    shape: ModelShape, setting: Setting, gpu: Gpu | None, *, contexts: int, cores: int
+) -> float:
+    """How long the loss of held-out contexts takes."""
+    operations = forward_operations_per_token(shape, setting) * contexts * setting.context
+    per_process = rate(gpu, cores, setting.processes_per_node)
+    return operations / (per_process * setting.processes)
+
+
+def start_seconds(shape: ModelShape, setting: Setting) -> float:
+    """Until the first step: start-up, and reading the weights."""
+    weights = shape.parameters * WEIGHT_BYTES[setting.precision]
+    return START_SECONDS * setting.on_gpu + weights / (READ_GBS * 1e9)

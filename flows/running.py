@@ -1,0 +1,175 @@
+"""Run the flow in this process, for a person: `finetune run` and `finetune tokenize`."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flows.embedded_server import answers, embedded_server
+from flows.parameters import Parameters, refuse_what_is_not_built, without_effect_here
+from flows.terminal import PlainWatcher, RichWatcher, watcher_for
+from infra.backend import StepSpec, work_key
+from infra.local_processes import LocalBackend
+from tasks import configs
+from tasks.following import claimed, follow_step
+from tasks.wording import format_seconds
+from trainer.config import path_on_volume
+from trainer.errors import Interrupted, StepError
+
+SAMPLE_WIDTH = 160  # characters of a sample in the summary
+
+# Set before Prefect is loaded, and only where the user has not chosen otherwise.
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # it writes to the database at the same time as us
+    # The watcher shows the run, its errors come as one message; the log itself goes to the server.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_CLI_PROMPT": "false",
+    "DO_NOT_TRACK": "1",
+}
+
+
+def run_flow(parameters: Parameters, home: Path, *, on_cluster: bool) -> None:
+    """Run the flow and print what it made."""
+    clock = time.monotonic()
+    if not on_cluster:
+        check_request(parameters, home)
+        if unused := without_effect_here(parameters):
+            print(f"without effect on this machine: {', '.join(unused)}", file=sys.stderr)
+    watcher = watcher_for(sys.stderr)
+    try:
+        with _prefect_api():
+            result = _call_flow(parameters, watcher)
+    finally:
+        watcher.close()
+    print(summary(parameters, home, result, time.monotonic() - clock))
+
+
+def check_request(parameters: Parameters, home: Path) -> None:
+    """Refuse a wrong request at once, before Prefect is loaded and its server started.
+
+    Raises:
+        RequestError: With everything that is wrong.
+    """
+    refuse_what_is_not_built(parameters)
+    if parameters.inference_only:
+        return
+    path_on_volume(home / parameters.pvc, "logs", parameters.logs)
+    backend = LocalBackend(home, parameters.logs)
+    config = configs.fetch_config(parameters.model_dump(), parameters.request)
+    with claimed(backend, parameters.pvc, parameters.run_name):
+        if not backend.running_steps(parameters.pvc, parameters.run_name):
+            follow_step(backend, _spec(parameters, "fetch", {**config, "check_only": True}), [])
+
+
+def _spec(parameters: Parameters, step: str, config: dict[str, Any]) -> StepSpec:
+    key = work_key(config, without=configs.NOT_DEFINING)
+    return StepSpec(
+        step=step, run_name=config["run_name"], volume=parameters.pvc, config=config, key=key
+    )
+
+
+@contextlib.contextmanager
+def _prefect_api() -> Iterator[None]:
+    """Prefect's settings for a person's run, and a server where none is named."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    if named := PREFECT_API_URL.value():
+        if not answers(named):
+            raise StepError(
+                f"PREFECT_API_URL does not answer (got {named}). Start that server, correct the "
+                "address, or unset it to use an embedded one."
+            )
+        yield
+        return
+    print("starting Prefect's embedded server (some seconds)", file=sys.stderr, flush=True)
+    with embedded_server() as url, temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:
+            # The last lines of the log are sent from a queue, while there is a server to take them.
+            for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+                for handler in logging.getLogger(name).handlers:
+                    handler.flush()
+
+
+def _call_flow(parameters: Parameters, watcher: PlainWatcher | RichWatcher) -> dict[str, Any]:
+    from prefect.exceptions import TerminationSignal
+
+    from flows.finetune import finetune
+    from tasks.running import watch_with
+
+    watch_with(watcher)
+    try:
+        return finetune(**parameters.model_dump())
+    except TerminationSignal as signal:
+        raise Interrupted(
+            "stopped by SIGTERM; a step that is under way goes on. Follow it again by the same "
+            f"command, or stop it: finetune stop {parameters.run_name}"
+        ) from signal
+
+
+def summary(parameters: Parameters, home: Path, result: dict[str, Any], seconds: float) -> str:
+    """What was made, where, what it achieved, and how long each step took."""
+    run_folder = home / parameters.pvc / parameters.run_name
+    steps = ", ".join(f"{name} {format_seconds(took)}" for name, took in result["seconds"].items())
+    rows = [("steps", steps)]
+    for name in ("loss", "perplexity"):
+        before, after = result.get(f"base_{name}"), result.get(f"finetuned_{name}")
+        if before is not None and after is not None:
+            rows.append((f"held-out {name}", f"{before:.4f} before, {after:.4f} after"))
+    rows += [(f"text {when}", text) for when, text in _texts(run_folder / "evaluation.json")]
+    rows.append(("model", str(run_folder / "final")))
+    if (run_folder / "evaluation.md").exists():
+        rows.append(("samples", str(run_folder / "evaluation.md")))
+    if result.get("url"):
+        rows.append(("served at", f"{result['url']}  (finetune stop {parameters.run_name})"))
+    width = max(len(name) for name, _ in rows) + 2
+    head = f"{parameters.run_name} is done in {format_seconds(seconds)}"
+    return "\n".join([head, *(f"{name:<{width}}{text}" for name, text in rows)])
+
+
+def _texts(report: Path) -> list[tuple[str, str]]:
+    """How each model goes on after the first prompt of the evaluation, on one line."""
+    if not report.exists():
+        return []
+    samples = json.loads(report.read_text(encoding="utf-8"))["samples"]
+    if not samples:
+        return []
+    prompt = samples[0]["prompt"]
+    texts = (("before", samples[0]["base"][0]), ("after", samples[0]["finetuned"][0]))
+    return [(when, " ".join(f"{prompt}|{text}".split())[:SAMPLE_WIDTH]) for when, text in texts]
+
+
+def run_tokenize(parameters: Parameters, home: Path, **options: Any) -> Path:
+    """Run the fetch and tokenize steps without Prefect; return the store's folder.
+
+    Args:
+        options: Of TokenizeConfig, which no parameter of the flow sets.
+    Raises:
+        RequestError, Interrupted, StepError: As of a run.
+    """
+    backend = LocalBackend(home, parameters.logs)
+    values = parameters.model_dump()
+    watcher = watcher_for(sys.stderr)
+
+    def follow(step: str, config: dict[str, Any]) -> dict[str, Any]:
+        # What it makes belongs to no run.
+        spec = _spec(parameters, step, {**config, "run_name": ""})
+        return follow_step(backend, spec, [watcher]).result
+
+    try:
+        fetched = follow("fetch", configs.fetch_config(values, {}))
+        config = configs.tokenize_config(
+            values, model=fetched["model"], tokenizer=fetched["tokenizer"]
+        )
+        tokenized = follow("tokenize", {**config, **options})
+    finally:
+        watcher.close()
+    return backend.volume(parameters.pvc) / tokenized["store"]

@@ -1,0 +1,99 @@
+"""The protocol by which a step is run somewhere, and the plain data it speaks.
+
+Idempotent per step, run and key: whoever asks again for work that is under way
+adopts it, so a step outlives the orchestrator that started it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Line = Callable[[str], None]
+
+
+class PlaceError(Exception):
+    """The place where steps run can't take this one; nothing was started."""
+
+
+class ContactError(Exception):
+    """The place could not be reached for long, or no longer takes us; the step goes on."""
+
+
+class BusyError(PlaceError):
+    """Other work, or another orchestrator, is where this one wants to be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a step asks of the machine it runs on; ignored by local processes."""
+
+    gpu: str = ""  # GPU class as the cluster labels it; empty: none
+    gpus: int = 0
+    cores: int = 1
+    memory_gib: int = 4
+    nodes: int = 1  # machines, each with all of the above
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """One piece of work: what to run, for whom, and with what."""
+
+    step: str
+    run_name: str
+    volume: str  # the parameter `pvc`
+    config: Mapping[str, Any]  # JSON for `python -m trainer STEP`; `volume` is filled in
+    key: str = ""  # what defines the work; see work_key
+    attempt: str = ""  # who asks (a flow run's id): the same asker may take an outcome as it is
+    resources: Resources = field(default_factory=Resources)
+    image: str = ""
+    region: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEnd:
+    """How a step ended, as seen by the backend that ran it."""
+
+    exit_code: int
+    outcome: Mapping[str, Any] | None  # the termination message, if the step left one
+    reason: str = ""  # the diagnosis where there is no outcome: killed, out of memory, ...
+    log: str = ""  # where the full log is
+
+
+class Backend(Protocol):
+    """Somewhere to run steps."""
+
+    detaches: bool
+    """Whether a step goes on when whoever follows it is interrupted (Ctrl-C, SIGTERM)."""
+
+    def claim(self, pvc: str, run_name: str) -> AbstractContextManager[None]:
+        """Be the run's only orchestrator where the place does not see to that by itself."""
+
+    def submit(self, spec: StepSpec) -> str:
+        """Start the step, or adopt the same work where it is under way; return its name."""
+
+    def wait(self, spec: StepSpec, on_line: Line) -> StepEnd:
+        """Hand over the step's lines as they come, each once, until it ends."""
+
+    def cancel(self, spec: StepSpec) -> None:
+        """Stop the step, letting it save first; return when it is gone."""
+
+    def hint(self, spec: StepSpec) -> str:
+        """How a person follows the step again or cancels it, for who detaches from it."""
+
+    def kill(self, spec: StepSpec) -> None:
+        """End the step at once, without letting it save."""
+
+
+def work_key(config: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> str:
+    """A digest of what defines a piece of work, 16 hex digits.
+
+    Args:
+        config: The step's config.
+        without: Names that do not define it: resources, who asks, bookkeeping.
+    """
+    defining = {name: value for name, value in config.items() if name not in without}
+    canonical = json.dumps(defining, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,117 @@
+"""GPU classes and prices as data: what a plan knows of the machines it plans for.
+
+The data are `gpus.yaml` and `prices.yaml` beside this file; a user's files of the
+same form may replace either.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_GPUS = Path(__file__).with_name("gpus.yaml")
+_PRICES = Path(__file__).with_name("prices.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A class of GPU; the units are in gpus.yaml."""
+
+    memory_gib: float
+    peak_tflops: float
+    bandwidth_gbs: float
+    host_gbs: float
+    peer_gbs: float
+    bf16: bool
+    most_per_node: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Dollars an hour."""
+
+    core: float
+    memory_gib: float
+    gpus: Mapping[str, float] = field(default_factory=dict)
+
+    def per_hour(self, gpu: str, gpus: int, cores: int, memory_gib: float) -> float | None:
+        """What a machine costs an hour; None where its GPU has no price."""
+        if gpus and gpu not in self.gpus:
+            return None
+        gpu_dollars = self.gpus[gpu] * gpus if gpus else 0.0
+        return gpu_dollars + self.core * cores + self.memory_gib * memory_gib
+
+
+def load_gpus(path: Path = _GPUS) -> dict[str, Gpu]:
+    """The GPU classes in `path`, by their label.
+
+    Raises:
+        ValueError: The file is not of the form of gpus.yaml; says where.
+    """
+    found = {}
+    for name, entry in _mapping(path, _read(path)).items():
+        found[str(name)] = Gpu(**_entry(Gpu, path, str(name), entry))
+    return found
+
+
+def load_prices(path: Path = _PRICES) -> Prices:
+    """The prices in `path`.
+
+    Raises:
+        ValueError: The file is not of the form of prices.yaml; says where.
+    """
+    entry = _entry(Prices, path, "the file", _read(path))
+    for name, price in _mapping(path, entry["gpus"]).items():
+        _number(path, f"gpus: {name}", price)
+    return Prices(**entry)
+
+
+def find_gpu(catalogue: Mapping[str, Gpu], name: str) -> Gpu:
+    """The class `name`.
+
+    Raises:
+        ValueError: There is none; with the nearest names.
+    """
+    if name in catalogue:
+        return catalogue[name]
+    near = [label for label in catalogue if name and name.lower() in label.lower()]
+    near = near or difflib.get_close_matches(name, catalogue, n=3, cutoff=0.4)
+    raise ValueError(
+        f"trainer_gpu is no class of the catalogue (got {name!r}). "
+        f"Known are {', '.join(catalogue)}. "
+        + (f"Did you mean {' or '.join(near)}?" if near else "Take one, or add it to the file.")
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({error}). Correct it.") from error
+
+
+def _mapping(path: Path, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} is no mapping (got {value!r}). See {_GPUS.name}, {_PRICES.name}.")
+    return value
+
+
+def _entry(cls: type, path: Path, name: str, entry: Any) -> dict[str, Any]:
+    """The fields of `cls` in `entry`, all of them and no other."""
+    expected = {f.name: f.type for f in fields(cls)}
+    if not isinstance(entry, Mapping) or entry.keys() != expected.keys():
+        raise ValueError(
+            f"{path}: {name} has the wrong keys (got {entry!r}). They are {', '.join(expected)}."
+        )
+    for key, kind in expected.items():
+        if kind in (float, int):
+            _number(path, f"{name}: {key}", entry[key])
+    return dict(entry)
+
+
+def _number(path: Path, place: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ValueError(f"{path}: {place} is no number of 0 or more (got {value!r}).")

@@ -1,0 +1,42 @@
+"""Delete Jobs so that nobody else loses one, and none is left half-deleted."""
+
+import asyncio
+import logging
+
+from infra.kubernetes_backend import diagnosis, followers
+from infra.kubernetes_backend.connection import Connection, Object
+
+POLL_SECONDS = 0.5
+logger = logging.getLogger(__name__)
+
+
+async def cancel(connection: Connection, name: str, follower: str) -> None:
+    """Delete the Job unless somebody besides `follower` follows it; return when it is gone."""
+    job = await connection.annotate_job(name, followers.departure(follower))
+    if job is not None and (others := followers.others(job, follower)):
+        logger.info("Job %s is left to who else follows it: %s", name, ", ".join(others))
+        return
+    while job is not None and not await connection.delete_job(job):
+        job = await connection.read_job(name)
+        if job is not None and followers.others(job, follower):
+            return  # adopted by another one between our two requests
+    if job is not None:
+        await until_gone(connection, job)
+
+
+async def delete(connection: Connection, name: str) -> None:
+    """Begin the deletion of the Job, whoever follows it."""
+    while (job := await connection.read_job(name)) is not None:
+        if diagnosis.is_being_deleted(job) or await connection.delete_job(job):
+            return
+
+
+async def until_gone(connection: Connection, job: Object) -> None:
+    """Return when neither the Job nor a pod of it is there."""
+    metadata = job["metadata"]
+    while True:
+        found = await connection.read_job(metadata["name"])
+        same = found is not None and found["metadata"]["uid"] == metadata["uid"]
+        if not same and not await connection.list_pods(job):
+            return
+        await asyncio.sleep(POLL_SECONDS)

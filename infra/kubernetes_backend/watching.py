@@ -1,0 +1,178 @@
+"""Follow one Job to its end: its state by looking every other second, its logs as streams.
+
+Looking is enough here: a step runs for minutes to weeks, two small requests tell all,
+and there is no watch to lose, renew or fall behind with.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from infra.kubernetes_backend import diagnosis
+from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.followers import HEARTBEAT_SECONDS, heartbeat
+from infra.kubernetes_backend.interruptible import Outlet
+from infra.kubernetes_backend.pod_logs import CONTEXT_LINES, Position, follow
+
+LOOK_SECONDS = 2.0
+PATIENT_LOOKS = 1.5  # a reason to wait that lasts less is not worth a line
+DRAIN_SECONDS = 60.0  # for the last lines of pods that have ended
+
+
+@dataclass
+class Followed:
+    """What is known of a Job beyond what the cluster says: kept from one wait to the next."""
+
+    name: str
+    uid: str
+    adopted: bool = False
+    since: str | None = None  # when we last followed it, as an earlier process
+    positions: dict[str, Position] = field(default_factory=dict)  # by pod uid
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How the Job was when it ended, or when it went away (`gone`)."""
+
+    job: Object
+    pods: list[Object]
+    gone: bool = False
+    timed_out: str = ""  # why it waited when `pending_timeout_seconds` were over
+
+
+class Watcher:
+    """Looks after one Job.
+
+    Args:
+        follower: Our name among those who follow the Job.
+        pending_timeout_seconds: Until a pod must have started; 0: for ever.
+        look_seconds: Between two looks.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        followed: Followed,
+        outlet: Outlet,
+        *,
+        follower: str,
+        pending_timeout_seconds: float = 0.0,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._connection, self._followed, self._outlet = connection, followed, outlet
+        self._follower = follower
+        self._pending_timeout_seconds = pending_timeout_seconds
+        self._look_seconds = look_seconds
+        self._logs: dict[str, asyncio.Task[None]] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+        self._pods: dict[str, Object] = {}  # all that were seen, also those gone since
+        self._waiting_since = self._beat_at = time.monotonic()
+        self._waiting_for = ""
+        self._told: set[str] = set()
+
+    async def watch(self) -> Seen:
+        """Return when the Job has ended and all its lines are handed over."""
+        try:
+            seen = await self._until_ended()
+            await self._drain()
+            return seen
+        finally:
+            for task in self._logs.values():
+                task.cancel()
+            await asyncio.gather(*self._logs.values(), return_exceptions=True)
+
+    async def _until_ended(self) -> Seen:
+        last: Object = {}
+        while True:
+            job = await self._connection.read_job(self._followed.name)
+            if job is None or job["metadata"]["uid"] != self._followed.uid:
+                return Seen(last, list(self._pods.values()), gone=True)
+            last = job
+            pods = await self._connection.list_pods(job)
+            self._follow_logs(pods)
+            if diagnosis.is_complete(job) or diagnosis.is_failed(job):
+                return Seen(job, list(self._pods.values()))
+            why = await self._explain(job, pods)
+            if why is not None:
+                return Seen(job, pods, timed_out=why)
+            await self._beat()
+            await asyncio.sleep(self._look_seconds)
+
+    async def _beat(self) -> None:
+        """Say that somebody still follows the Job."""
+        if time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
+            self._beat_at = time.monotonic()
+            await self._connection.annotate_job(self._followed.name, heartbeat(self._follower))
+
+    # --- logs ---------------------------------------------------------------------------
+
+    def _follow_logs(self, pods: Iterable[Object]) -> None:
+        """Follow the pods that have started, and notice those that have ended or gone."""
+        present = set()
+        for pod in pods:
+            uid = pod["metadata"]["uid"]
+            present.add(uid)
+            self._pods[uid] = pod
+            if uid not in self._logs and diagnosis.has_started(pod):
+                self._ended[uid] = asyncio.Event()
+                self._logs[uid] = asyncio.ensure_future(
+                    follow(
+                        self._connection, pod, self._position(uid), self._outlet, self._ended[uid]
+                    )
+                )
+            if uid in self._ended and diagnosis.has_ended(pod):
+                self._ended[uid].set()
+        for uid in self._ended.keys() - present:
+            self._ended[uid].set()
+
+    def _position(self, uid: str) -> Position:
+        """Where to begin in the pod's log: only a Job that we did not make has a past."""
+        followed = self._followed
+        if uid not in followed.positions:
+            position = Position()
+            if followed.adopted and followed.since:
+                position.since = followed.since
+            elif followed.adopted:
+                position.context_lines = CONTEXT_LINES
+            followed.positions[uid] = position
+        return followed.positions[uid]
+
+    async def _drain(self) -> None:
+        for event in self._ended.values():
+            event.set()
+        if self._logs:
+            await asyncio.wait(self._logs.values(), timeout=DRAIN_SECONDS)
+        for task in self._logs.values():
+            if task.done() and not task.cancelled():
+                task.result()
+
+    # --- waiting ------------------------------------------------------------------------
+
+    async def _explain(self, job: Object, pods: list[Object]) -> str | None:
+        """Tell, once for each reason, why nothing runs; the reason once that is too long."""
+        now = time.monotonic()
+        if any("running" in diagnosis.container_state(pod) for pod in pods):
+            if self._told:
+                self._say("running")
+            self._told.clear()
+            self._waiting_since = now
+            return None
+        waited = now - self._waiting_since
+        if waited < PATIENT_LOOKS * self._look_seconds:
+            return None
+        why = diagnosis.why_waiting(job, pods, await self._events(job, pods))
+        if why and why not in self._told:
+            # Two reasons may take turns (ErrImagePull, ImagePullBackOff): each is told once.
+            self._told.add(why)
+            self._say(f"waiting: {why}")
+        timeout = self._pending_timeout_seconds
+        return (why or "no reason is known") if timeout and waited > timeout else None
+
+    async def _events(self, job: Object, pods: list[Object]) -> list[Object]:
+        waiting = [pod for pod in pods if not diagnosis.has_started(pod)]
+        uids = [obj["metadata"]["uid"] for obj in (waiting or [job])]
+        return [event for uid in uids for event in await self._connection.list_events(uid)]
+
+    def _say(self, text: str) -> None:
+        self._outlet.say(f"job {self._followed.name}: {text}")

@@ -1,0 +1,288 @@
+"""Run steps as processes of this machine, each in a session of its own.
+
+A step's process holds a file lock that it inherited, so "is it alive" is a question
+to the kernel: no process id is trusted, and a killed one blocks nobody. Whoever
+starts the same work again adopts the process that is there.
+
+    {home}/{pvc}/.runs/{run}/lock                 held by the orchestrator of the run
+    {home}/{pvc}/.runs/{run}/{step}/lock          held by the step's process
+    {home}/{pvc}/.runs/{run}/{step}/work.json     key of the work, place in the log
+    {home}/{pvc}/.runs/{run}/{step}/{pid,config.json,outcome.json}
+    {home}/{pvc}/{logs}/{run}/{step}.log          all the step has printed, over all attempts
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from infra.backend import BusyError, Line, PlaceError, StepEnd, StepSpec
+from infra.follow import LogFollower
+
+RUNS = ".runs"
+POLL_SECONDS = 0.1
+# The trainer's own default for saving at SIGTERM is 120 seconds; then it is killed.
+GRACE_SECONDS = 130.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What work.json holds: the work a step's folder was last used for."""
+
+    key: str
+    log: str
+    log_offset: int  # bytes in the log before this attempt
+
+
+class LocalBackend:
+    """Steps as processes of this machine, on the volumes below `home`.
+
+    Args:
+        home: Folder that holds the volumes.
+        logs: Folder on the volume for full logs.
+        python: Interpreter that has the trainer's dependencies.
+    """
+
+    detaches = False  # who is at the machine means the step by Ctrl-C
+
+    def __init__(self, home: Path, logs: str = "logs", python: str = sys.executable) -> None:
+        self.home = home.resolve()
+        self.logs = logs
+        self.python = python
+        self._started: dict[Path, subprocess.Popen[bytes]] = {}
+        self._positions: dict[Path, int] = {}
+
+    def volume(self, pvc: str) -> Path:
+        return self.home / pvc
+
+    @contextlib.contextmanager
+    def claim(self, pvc: str, run_name: str) -> Iterator[None]:
+        """Be the run's only orchestrator while the block runs; a killed one holds nothing.
+
+        Raises:
+            BusyError: Another process is at this run.
+            PlaceError: The volume is not there, or can't be written.
+        """
+        with self._opened(self._folder(pvc, run_name), pvc) as lock:
+            if not _try_lock(lock.fileno()):
+                lock.seek(0)
+                raise BusyError(
+                    f"run_name {run_name!r} is being run by process {lock.read().strip() or '?'} "
+                    "already. Wait for it, or stop it first."
+                )
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    @contextlib.contextmanager
+    def _opened(self, folder: Path, pvc: str) -> Iterator[TextIO]:
+        """The lock file in `folder`, which is made where it is not there."""
+        volume = self.volume(pvc)
+        if not volume.is_dir():
+            raise PlaceError(
+                f"pvc {pvc!r} is not a folder below --home (no {volume}). Make it, and put your "
+                "text and models there, or name another home."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise PlaceError(
+                f"pvc {pvc!r} can't be written ({volume}: {error.strerror}). "
+                "Free some space there, or make it writable."
+            ) from error
+        with lock:
+            yield lock
+
+    def submit(self, spec: StepSpec) -> str:
+        """Start the step, or adopt the same work where it is under way.
+
+        Raises:
+            BusyError: Other work is under way in this step of the run.
+            PlaceError: The volume is not there, or can't be written.
+        """
+        folder = self._folder(spec.volume, spec.run_name, spec.step)
+        with self._opened(folder, spec.volume) as lock:
+            if _try_lock(lock.fileno(), patience_seconds=0.2):
+                self._start(spec, folder, lock.fileno())
+                return f"process {self._started[folder].pid}"
+        work = _read_work(folder)
+        if work is None or work.key != spec.key:
+            raise BusyError(
+                f"run_name {spec.run_name!r}: its {spec.step} step is still under way with other "
+                f"parameters. Stop it first: finetune stop {spec.run_name}"
+            )
+        return f"process {_pid(folder)}, which was under way already"
+
+    def wait(self, spec: StepSpec, on_line: Line) -> StepEnd:
+        """Hand over the step's lines until its process is gone."""
+        folder = self._folder(spec.volume, spec.run_name, spec.step)
+        work = _read_work(folder)
+        assert work is not None, "submit comes before wait"
+        process = self._started.get(folder)
+        log = Path(work.log)
+        if folder not in self._positions:
+            # Lines from before an adoption went to the orchestrator that started the step.
+            self._positions[folder] = work.log_offset if process else log.stat().st_size
+        with LogFollower(log, self._positions[folder]) as follower:
+            try:
+                while self._alive(folder):
+                    if not follower.hand_over(on_line):
+                        time.sleep(POLL_SECONDS)
+                follower.hand_over(on_line, final=True)
+            finally:
+                # Whoever is interrupted here and waits again gets each line once.
+                self._positions[folder] = follower.position
+        return self._end(folder, process, log)
+
+    def cancel(self, spec: StepSpec, grace_seconds: float = GRACE_SECONDS) -> None:
+        """Ask the step to save and stop; kill all of its processes after the grace."""
+        self._stop(self._folder(spec.volume, spec.run_name, spec.step), grace_seconds)
+
+    def hint(self, spec: StepSpec) -> str:
+        """How to stop a step that was left alone."""
+        return f"Follow it by running the same again; stop it: finetune stop {spec.run_name}"
+
+    def stop(self, pvc: str, run_name: str, grace_seconds: float = GRACE_SECONDS) -> list[str]:
+        """Cancel every step of the run that is under way; return their names."""
+        running = self.running_steps(pvc, run_name)
+        for step in running:
+            self._stop(self._folder(pvc, run_name, step), grace_seconds)
+        return running
+
+    def running_steps(self, pvc: str, run_name: str) -> list[str]:
+        """Names of the run's steps whose processes live."""
+        works = sorted(self._folder(pvc, run_name).glob("*/work.json"))
+        return [path.parent.name for path in works if self._alive(path.parent)]
+
+    def _folder(self, pvc: str, run_name: str, *more: str) -> Path:
+        return self.volume(pvc).joinpath(RUNS, run_name or "-", *more)
+
+    def _start(self, spec: StepSpec, folder: Path, lock: int) -> None:
+        log = self.volume(spec.volume) / self.logs / spec.run_name / f"{spec.step}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "outcome.json").unlink(missing_ok=True)
+        (folder / "pid").unlink(missing_ok=True)
+        config = {**spec.config, "volume": str(self.volume(spec.volume))}
+        (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        with open(log, "ab") as output:
+            work = _Work(key=spec.key, log=str(log), log_offset=output.tell())
+            (folder / "work.json").write_text(json.dumps(dataclasses.asdict(work)))
+            command = [self.python, "-m", "trainer", spec.step, str(folder / "config.json")]
+            # The shell writes its own process id before it becomes the step, so there is no
+            # moment at which the step runs and its id is not on disk.
+            self._started[folder] = subprocess.Popen(
+                ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(folder / "pid"), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lock],
+                env=_environment(folder),
+            )
+
+    def _alive(self, folder: Path) -> bool:
+        process = self._started.get(folder)
+        if process is not None and process.poll() is not None:
+            return False
+        with open(folder / "lock", "a", encoding="utf-8") as lock:
+            return not _try_lock(lock.fileno())
+
+    def _stop(self, folder: Path, grace_seconds: float) -> None:
+        if not self._alive(folder):
+            return
+        pid = _pid(folder)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        while self._alive(folder) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if self._alive(folder):
+            self.kill_group(pid)
+        while self._alive(folder):
+            time.sleep(POLL_SECONDS)
+
+    def kill(self, spec: StepSpec) -> None:
+        """End the step's processes at once, without letting them save."""
+        folder = self._folder(spec.volume, spec.run_name, spec.step)
+        if self._alive(folder):
+            self.kill_group(_pid(folder))
+
+    @staticmethod
+    def kill_group(pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+    def _end(self, folder: Path, process: subprocess.Popen[bytes] | None, log: Path) -> StepEnd:
+        outcome = _read_json(folder / "outcome.json")
+        # Only a parent can learn an exit code; who adopted the step reads its outcome.
+        code = process.wait() if process else _CODES.get((outcome or {}).get("status", ""), 1)
+        self._started.pop(folder, None)
+        self._positions.pop(folder, None)
+        reason = "" if outcome else _reason(code, adopted=process is None)
+        return StepEnd(exit_code=code, outcome=outcome, reason=reason, log=str(log))
+
+
+_CODES = {"done": 0, "refused": 78, "interrupted": 143}
+
+
+def _reason(code: int, *, adopted: bool) -> str:
+    if adopted:
+        return "its process ended without leaving an outcome"
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL: by somebody, or by the kernel for want of memory"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "FINETUNE_TERMINATION_PATH": str(folder / "outcome.json"),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _try_lock(descriptor: int, patience_seconds: float = 0.0) -> bool:
+    """Take the lock if it is free; `patience_seconds` outlasts somebody who only looks."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+
+
+def _pid(folder: Path) -> int:
+    """The step's process id; its shell may need a moment to write it."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int((folder / "pid").read_text())
+        time.sleep(0.01)
+    raise BusyError(f"{folder} is locked by a process that did not write its id.")
+
+
+def _read_work(folder: Path) -> _Work | None:
+    found = _read_json(folder / "work.json")
+    return _Work(**found) if found else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,40 @@
+"""Where steps run, as the environment says: the same flow is used in every place.
+
+FINETUNE_BACKEND   local (default) or kubernetes
+FINETUNE_HOME      folder that holds the volumes of local runs; default: this folder
+FINETUNE_CLUSTER   settings of the cluster, see infra/manifests_settings.py
+"""
+
+import os
+from pathlib import Path
+
+from infra.backend import Backend
+from infra.local_processes import LocalBackend
+from infra.manifests_settings import settings_from_environment
+
+HOME_VARIABLE = "FINETUNE_HOME"
+BACKEND_VARIABLE = "FINETUNE_BACKEND"
+
+
+def home_from_environment() -> Path:
+    """The folder that holds the volumes of local runs."""
+    return Path(os.environ.get(HOME_VARIABLE) or ".").resolve()
+
+
+def backend_from_environment(logs: str) -> Backend:
+    """The backend that this process was told to use.
+
+    Args:
+        logs: Folder on the volume for full logs.
+    Raises:
+        ValueError: FINETUNE_BACKEND names none, or FINETUNE_CLUSTER is wrong.
+    """
+    name = os.environ.get(BACKEND_VARIABLE) or "local"
+    if name == "local":
+        return LocalBackend(home_from_environment(), logs)
+    if name == "kubernetes":
+        # Loads the Kubernetes client, which a local run need not have installed.
+        from infra.kubernetes_backend.jobs import KubernetesBackend
+
+        return KubernetesBackend(settings_from_environment())
+    raise ValueError(f"{BACKEND_VARIABLE} is neither local nor kubernetes (got {name!r}).")

@@ -1,0 +1,84 @@
+"""What the Prefect UI shows of a run besides its logs."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from tasks.wording import describe_progress, format_seconds
+from trainer.outcome import Outcome
+
+
+class ProgressArtifact:
+    """A bar in the UI for one step, made when there is something to show.
+
+    Args:
+        name: Prefix of its key; lower-case letters, digits and dashes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._key = f"{name}-progress"
+        self._id: uuid.UUID | None = None
+
+    def show(self, fields: Mapping[str, Any]) -> None:
+        """Bring the bar up to the progress event `fields`."""
+        if not fields.get("total"):
+            return
+        percent = min(100.0, 100.0 * fields["done"] / fields["total"])
+        text = describe_progress(fields)
+        if self._id is None:
+            made = create_progress_artifact(percent, key=self._key, description=text)
+            assert isinstance(made, uuid.UUID)  # not a coroutine: steps run in a sync flow
+            self._id = made
+        else:
+            update_progress_artifact(self._id, percent, description=text)
+
+
+def show_tokens(run_name: str, result: Mapping[str, Any]) -> None:
+    """A table of what is in the store."""
+    names = (
+        "files documents num_tokens num_contexts num_train_contexts num_padding repeated "
+        "dropped seconds megabytes_per_second encoder store"
+    ).split()
+    rows = [[name.removeprefix("num_").replace("_", " "), result.get(name)] for name in names]
+    create_table_artifact(
+        _rows(("", "value"), rows), key=f"{run_name}-tokens", description="Tokens"
+    )
+
+
+def show_report(name: str, title: str, markdown: str) -> None:
+    """A page that a step made: losses, samples."""
+    create_markdown_artifact(markdown, key=f"{name}-report", description=title)
+
+
+def show_endpoint(run_name: str, url: str) -> None:
+    """A link to the service that the run left."""
+    create_link_artifact(url, link_text=f"{run_name} is served here", key=f"{run_name}-endpoint")
+
+
+def show_result(run_name: str, outcomes: Sequence[Outcome], losses: Mapping[str, Any]) -> None:
+    """The run in one table: its steps, and the losses before and after."""
+    rows = [
+        [
+            outcome.step,
+            "there already" if outcome.reused else "done",
+            format_seconds(outcome.seconds),
+            outcome.message,
+        ]
+        for outcome in outcomes
+    ]
+    for name, value in losses.items():
+        rows.append([name, "", "", value])
+    table = _rows(("step", "state", "time", "result"), rows)
+    create_table_artifact(table, key=f"{run_name}-result", description=f"Result of {run_name}")
+
+
+def _rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(names, row, strict=True)) for row in rows]

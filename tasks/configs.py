@@ -1,0 +1,72 @@
+"""From the flow's parameters to each step's config: plain data in, plain data out."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.config import STEP_CONFIGS, SamplingConfig, load_step_config
+
+# What does not define a step's work: a step under way is adopted whatever these are.
+NOT_DEFINING = frozenset(
+    "volume logs project_id processes no_resume attempt earlier_outcomes workers paranoid "
+    "checkpoints grace_seconds".split()
+)
+
+
+def fetch_config(parameters: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of the fetch step; `request` is what defines the run."""
+    return _config("fetch", parameters, request=dict(request))
+
+
+def tokenize_config(parameters: Mapping[str, Any], *, model: str, tokenizer: str) -> dict[str, Any]:
+    """Config of the tokenize step, for the folders that fetch found or made."""
+    return _config("tokenize", parameters, model=model, tokenizer=tokenizer)
+
+
+def finetune_config(
+    parameters: Mapping[str, Any],
+    request: Mapping[str, Any],
+    *,
+    model: str,
+    tokenizer: str,
+    tokens: str,
+    attempt: str,
+    earlier_outcomes: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Config of the finetune step, for the store that tokenize made."""
+    return _config(
+        "finetune",
+        parameters,
+        model=model,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        sampling=_sampling(parameters),
+        processes=parameters["trainer_gpus"],
+        # A dataset whose content changed gives another store, and so is another request.
+        request={**request, "tokens": tokens},
+        attempt=attempt,
+        earlier_outcomes=earlier_outcomes,
+    )
+
+
+def evaluate_config(parameters: Mapping[str, Any], *, model: str, tokens: str) -> dict[str, Any]:
+    """Config of the evaluate step."""
+    return _config(
+        "evaluate", parameters, model=model, tokens=tokens, sampling=_sampling(parameters)
+    )
+
+
+def _sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """How text is generated; in the tokenize step `sampling` is a percentage of contexts."""
+    names = [field.name for field in dataclasses.fields(SamplingConfig)]  # type: ignore[arg-type]
+    return {name: parameters[name] for name in names}
+
+
+def _config(step: str, parameters: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+    """Every field of the step's config that the parameters have, under `known` ones; checked."""
+    names = [field.name for field in dataclasses.fields(STEP_CONFIGS[step])]  # type: ignore[arg-type]
+    values = {name: parameters[name] for name in names if name in parameters}
+    values["volume"] = f"/{parameters['pvc']}"
+    checked = load_step_config(step, json.dumps({**values, **known}))
+    return dataclasses.asdict(checked)  # type: ignore[call-overload]

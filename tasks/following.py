@@ -1,0 +1,132 @@
+"""Follow one step on a backend and judge how it ended. Loads no Prefect."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from infra.backend import Backend, ContactError, PlaceError, StepEnd, StepSpec
+from trainer.errors import (
+    EXIT_DONE,
+    EXIT_REFUSED,
+    EXIT_TERMINATED,
+    Interrupted,
+    RequestError,
+    StepError,
+)
+from trainer.events import Event, format_event, parse_event
+from trainer.outcome import Outcome
+
+LAST_LINES = 15
+
+
+class Watcher(Protocol):
+    """Shows a run to a person, or keeps what it says."""
+
+    def started(self, step: str, where: str) -> None:
+        """The step was started or adopted; `where` says which, and as what."""
+
+    def line(self, step: str, text: str) -> None:
+        """The step printed a line of text."""
+
+    def event(self, step: str, event: Event) -> None:
+        """The step printed an event."""
+
+    def ended(self, step: str, outcome: Outcome) -> None:
+        """The step is done."""
+
+
+@contextlib.contextmanager
+def claimed(backend: Backend, pvc: str, run_name: str) -> Iterator[None]:
+    """Be the run's only orchestrator while the block runs.
+
+    Raises:
+        RequestError: Another one is at it, or the volume can't be used.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(backend.claim(pvc, run_name))
+        except PlaceError as error:
+            raise RequestError(str(error)) from error
+        yield
+
+
+def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Outcome:
+    """Start or adopt the step, follow it to its end, and return what it made.
+
+    Raises:
+        RequestError: The request is wrong, or other work is in the way.
+        Interrupted: It was stopped after saving: the same request goes on.
+        StepError: It failed.
+    """
+    last_lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    def take(line: str) -> None:
+        event = parse_event(line)
+        if event is None:
+            last_lines.append(line)
+        elif event.kind == "notice" and last_lines and last_lines[-1] == event.fields["message"]:
+            return  # said as text already
+        for watcher in watchers:
+            if event is None:
+                watcher.line(spec.step, line)
+            else:
+                watcher.event(spec.step, event)
+
+    try:
+        where = backend.submit(spec)
+    except PlaceError as error:
+        raise RequestError(str(error)) from error
+    except ContactError as error:
+        raise StepError(str(error)) from error
+    for watcher in watchers:
+        watcher.started(spec.step, where)
+    stopped = False
+    try:
+        end = backend.wait(spec, take)
+    except (ContactError, PlaceError) as error:
+        raise StepError(str(error)) from error
+    except KeyboardInterrupt:
+        if backend.detaches:
+            raise Interrupted(f"the {spec.step} step goes on. {backend.hint(spec)}") from None
+        stopped = True
+        end = _stop(backend, spec, take)
+    outcome = _judge(spec, end, last_lines, stopped=stopped)
+    for watcher in watchers:
+        watcher.ended(spec.step, outcome)
+    return outcome
+
+
+def _stop(backend: Backend, spec: StepSpec, take: Callable[[str], None]) -> StepEnd:
+    """Ctrl-C: the step saves and ends; a second one ends it at once."""
+    message = "stopping: the step saves first (Ctrl-C again ends it at once)"
+    take(format_event("notice", {"message": message}))
+    try:
+        backend.cancel(spec)
+    except KeyboardInterrupt:
+        backend.kill(spec)
+    return backend.wait(spec, take)
+
+
+def _judge(spec: StepSpec, end: StepEnd, last_lines: deque[str], *, stopped: bool) -> Outcome:
+    """The outcome of a step that is done, or the error that says why it is not."""
+    outcome = Outcome(**end.outcome) if end.outcome else None
+    if end.exit_code == EXIT_DONE and outcome is not None and outcome.status == "done":
+        return outcome
+    message = outcome.message if outcome else end.reason or "ended"
+    if end.exit_code == EXIT_REFUSED:
+        raise RequestError(*message.splitlines())
+    if end.exit_code == EXIT_TERMINATED or stopped:
+        raise Interrupted(f"the {spec.step} step was {message}. Run it again to go on.")
+    said = [line for line in last_lines if line not in message.splitlines()]
+    shown = ["Its last lines:", *(f"    {line}" for line in said)] if said else []
+    raise StepError(
+        "\n".join(
+            [
+                f"the {spec.step} step of {spec.run_name!r} failed: {message}",
+                *shown,
+                f"The whole log: {end.log}",
+                "Run it again to go on from what is done.",
+            ]
+        )
+    )

@@ -1,0 +1,113 @@
+"""Run one step as part of a Prefect task: its text and events go to the run's log and page."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from infra.backend import Backend, StepSpec
+from tasks.artifacts import ProgressArtifact, show_report
+from tasks.following import Watcher, follow_step
+from tasks.wording import describe_progress
+from trainer.events import Event
+from trainer.outcome import Outcome
+
+# The server and whoever reads the log can take this much of a bar that moves all the time.
+PROGRESS_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the flow: what was asked, and where its steps run."""
+
+    parameters: Mapping[str, Any]
+    request: Mapping[str, Any]  # the parameters that define the run
+    attempt: str  # the flow run's id
+    backend: Backend
+    watcher: Watcher | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def run_name(self) -> str:
+        return self.parameters["run_name"]
+
+
+class PrefectWatcher:
+    """Keeps what a step says in the log of its task run, and its progress as an artifact."""
+
+    def __init__(self, run_name: str) -> None:
+        self._run_name = run_name
+        self._logger = get_run_logger()
+        self._next_progress = 0.0
+        self._progress: ProgressArtifact | None = None
+        self._said = ""
+
+    def started(self, step: str, where: str) -> None:
+        self._progress = ProgressArtifact(f"{self._run_name}-{step}")
+        self._logger.info("%s: %s", step, where)
+
+    def line(self, step: str, text: str) -> None:
+        self._said = text
+        self._logger.info("%s", text)
+
+    def event(self, step: str, event: Event) -> None:
+        if event.kind == "notice":
+            self._logger.info("%s", event.fields.get("message", ""))
+        elif event.kind == "report":
+            show_report(f"{self._run_name}-{step}", **event.fields)
+        elif event.kind == "progress" and time.monotonic() >= self._next_progress:
+            self._next_progress = time.monotonic() + PROGRESS_SECONDS
+            self._logger.info("%s", describe_progress(event.fields))
+            assert self._progress is not None
+            self._progress.show(event.fields)
+
+    def ended(self, step: str, outcome: Outcome) -> None:
+        if outcome.message not in ("", self._said):
+            self._logger.info("%s: %s", step, outcome.message)
+
+
+def run_step(run: Run, spec: StepSpec) -> Outcome:
+    """Follow the step to its end within a task; see `follow_step` for its errors."""
+    watchers: list[Watcher] = [PrefectWatcher(run.run_name)]
+    if run.watcher is not None:
+        watchers.append(run.watcher)
+    try:
+        outcome = follow_step(run.backend, spec, watchers)
+    except TerminationSignal:
+        # A worker that cancels and a machine that goes away send the same signal; only the
+        # server knows which it was. Without a cancel the step goes on without us.
+        if _cancelled():
+            run.backend.cancel(spec)
+        raise
+    run.outcomes.append(outcome)
+    return outcome
+
+
+def _cancelled() -> bool:
+    """Whether the server says that this flow run is cancelling or cancelled."""
+    run_id = flow_run.get_id()
+    if not run_id:
+        return False
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(uuid.UUID(run_id)).state
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+def current_watcher() -> Watcher | None:
+    """Whoever watches the flow runs of this context, if anybody does."""
+    return _watcher.get()
+
+
+def watch_with(watcher: Watcher) -> None:
+    """Have the flow runs of this context shown by `watcher`."""
+    _watcher.set(watcher)

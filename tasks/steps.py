@@ -1,0 +1,96 @@
+"""One Prefect task for each step of a run.
+
+A task shows as Cached when its step found the result there and verified it: the step
+itself, which can see the volume, decides that, so no record of Prefect's can be stale.
+"""
+
+import dataclasses
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import StateType
+from prefect.states import State
+
+from infra.backend import Resources, StepSpec, work_key
+from tasks import artifacts, configs
+from tasks.running import Run, run_step
+from trainer.outcome import Outcome
+
+# Steps that only read, hash and encode.
+LIGHT = Resources(cores=4, memory_gib=8)
+
+
+def _spec(run: Run, step: str, config: dict[str, Any], resources: Resources) -> StepSpec:
+    parameters = run.parameters
+    return StepSpec(
+        step=step,
+        run_name=run.run_name,
+        volume=parameters["pvc"],
+        config=config,
+        key=work_key(config, without=configs.NOT_DEFINING),
+        attempt=run.attempt,
+        resources=resources,
+        image=f"{parameters['finetuner_image']}:{parameters['finetuner_tag']}",
+        region=parameters["region"],
+    )
+
+
+def _trainer(run: Run) -> Resources:
+    parameters = run.parameters
+    return Resources(
+        gpu=parameters["trainer_gpu"],
+        gpus=parameters["trainer_gpus"],
+        cores=parameters["trainer_cores"],
+        memory_gib=parameters["trainer_ram"],
+    )
+
+
+def ended(outcome: Outcome) -> Any:
+    """The state that a task returns to end in it; its caller gets the outcome."""
+    name = "Cached" if outcome.reused else "Completed"
+    return State(type=StateType.COMPLETED, name=name, message=outcome.message, data=outcome)
+
+
+@task(name="fetch", task_run_name="fetch {run.parameters[model]}", cache_policy=NO_CACHE)
+def fetch(run: Run) -> Outcome:
+    """Check the request against the volume, and bring the base model there."""
+    config = configs.fetch_config(run.parameters, run.request)
+    return ended(run_step(run, _spec(run, "fetch", config, LIGHT)))
+
+
+@task(name="tokenize", task_run_name="tokenize {run.parameters[dataset]}", cache_policy=NO_CACHE)
+def tokenize(run: Run, fetched: Outcome) -> Outcome:
+    """Make the store of tokenized contexts, or find it."""
+    config = configs.tokenize_config(
+        run.parameters,
+        model=fetched.result["model"],
+        tokenizer=fetched.result["tokenizer"],
+    )
+    outcome = run_step(run, _spec(run, "tokenize", config, LIGHT))
+    artifacts.show_tokens(run.run_name, outcome.result)
+    return ended(outcome)
+
+
+@task(name="finetune", task_run_name="finetune {run.parameters[run_name]}", cache_policy=NO_CACHE)
+def train(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
+    """Train the base model on the store, from the newest good checkpoint on."""
+    config = configs.finetune_config(
+        run.parameters,
+        run.request,
+        model=fetched.result["model"],
+        tokenizer=fetched.result["tokenizer"],
+        tokens=tokenized.result["store"],
+        attempt=run.attempt,
+        earlier_outcomes=[dataclasses.asdict(outcome) for outcome in run.outcomes],
+    )
+    return ended(run_step(run, _spec(run, "finetune", config, _trainer(run))))
+
+
+@task(name="evaluate", task_run_name="evaluate {run.parameters[run_name]}", cache_policy=NO_CACHE)
+def evaluate(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
+    """Compare the base and the finetuned model on the held-out contexts."""
+    config = configs.evaluate_config(
+        run.parameters, model=fetched.result["model"], tokens=tokenized.result["store"]
+    )
+    return ended(run_step(run, _spec(run, "evaluate", config, _trainer(run))))

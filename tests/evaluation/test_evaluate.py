@@ -1,0 +1,107 @@
+"""The evaluate step: exact losses of both models, samples, one report."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.training.forking import ended_with, log_of, run_step
+from tests.training.volume import make_config, make_volume
+from trainer.tokens.store import TokenStore
+
+
+def evaluate_config(volume: Path, **changes: Any) -> dict[str, Any]:
+    sampling = {"prompt_tokens": 6, "prompt_samples": 2}
+    config = {
+        "volume": str(volume),
+        "run_name": "run",
+        "model": "models/tiny",
+        "tokens": "tokens/tiny",
+        "sampling": sampling,
+    }
+    return config | changes
+
+
+def report_of(volume: Path) -> dict[str, Any]:
+    return json.loads((volume / "run" / "evaluation.json").read_text())
+
+
+def outcome_of(volume: Path) -> dict[str, Any]:
+    return json.loads((volume / "run" / "outcomes" / "evaluate.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume with a finished run."""
+    volume = make_volume(tmp_path_factory.mktemp("evaluate"), "neox")
+    config = make_config(volume, epochs=4)
+    assert run_step("finetune", config) == 0, log_of(config)
+    return volume
+
+
+def exact_loss(folder: Path, store: TokenStore) -> float:
+    """The mean over all held-out tokens, one context at a time, by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    total, count = 0.0, 0
+    for index in range(store.manifest.num_train_contexts, store.manifest.num_contexts):
+        length = int(store.lengths[index])
+        ids = torch.tensor([store.contexts[index, :length].tolist()])
+        total += model(input_ids=ids, labels=ids).loss.item() * (length - 1)
+        count += length - 1
+    return total / count
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_losses_are_exact_token_means_whatever_the_batch(volume: Path, batch_size: int) -> None:
+    (volume / "run" / "evaluation.json").unlink(missing_ok=True)
+    config = evaluate_config(volume, batch_size=batch_size)
+    assert run_step("evaluate", config) == 0, log_of(config, "evaluate")
+    report, store = report_of(volume), TokenStore.open(volume / "tokens" / "tiny")
+    assert report["base_loss"] == pytest.approx(exact_loss(volume / "models" / "tiny", store), 1e-5)
+    assert report["loss"] == pytest.approx(exact_loss(volume / "run" / "final", store), 1e-5)
+    assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
+    assert report["loss"] < report["base_loss"]
+    assert report["contexts"] == 4
+
+
+def test_both_models_write_after_the_same_prompts(volume: Path) -> None:
+    (volume / "prompts.txt").write_text("w4 w5\n\nw6\n")
+    config = evaluate_config(volume, prompt_file="prompts.txt")
+    assert run_step("evaluate", config) == 0, log_of(config, "evaluate")
+    samples = report_of(volume)["samples"]
+    assert [s["prompt"] for s in samples] == ["w4 w5", "w6"]
+    assert all(len(s["base"]) == len(s["finetuned"]) == 2 for s in samples)
+    assert outcome_of(volume)["result"]["samples"] == 4
+    assert "w4 w5" in (volume / "run" / "evaluation.md").read_text()
+
+
+def test_the_same_comparison_is_not_made_twice(volume: Path) -> None:
+    config = evaluate_config(volume, random_seed=5)
+    assert run_step("evaluate", config) == 0
+    report = report_of(volume)
+    assert ended_with(config, "evaluate")["reused"] is False
+    assert run_step("evaluate", config) == 0
+    assert ended_with(config, "evaluate")["reused"] is True
+    assert report_of(volume) == report
+    assert run_step("evaluate", config | {"random_seed": 6}) == 0
+    assert ended_with(config, "evaluate")["reused"] is False
+
+
+def test_without_held_out_text_it_says_so(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path, held_out=0)
+    config = make_config(volume, epochs=1)
+    assert run_step("finetune", config) == 0, log_of(config)
+    evaluate = evaluate_config(volume)
+    assert run_step("evaluate", evaluate) == 0, log_of(evaluate, "evaluate")
+    assert outcome_of(volume)["result"]["loss"] is None
+    assert "there are no held-out contexts" in log_of(evaluate, "evaluate")
+
+
+def test_a_missing_prompt_file_is_refused_by_name(volume: Path) -> None:
+    config = evaluate_config(volume, prompt_file="nowhere.txt")
+    assert run_step("evaluate", config) == 78
+    assert "prompt_file can't be read (got 'nowhere.txt'" in log_of(config, "evaluate")

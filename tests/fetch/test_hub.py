@@ -1,0 +1,346 @@
+"""Models from the hub: a double on loopback, the step as a real process."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fetch.conftest import Step, model_files
+from tests.hub_double import COMMIT, HubDouble, HubModel
+from trainer.events import parse_event
+from trainer.fetch.hub import parse_hub_id
+from trainer.fetch.weights import INDEX, SINGLE
+
+UNWANTED = {
+    "pytorch_model.bin": b"pickle",
+    "flax_model.msgpack": b"flax",
+    "onnx/model.onnx": b"onnx",
+    "modeling.py": b"raise SystemExit('ran code')",
+    ".gitattributes": b"*",
+    "images/logo.json": b"{}",
+    "pytorch_model.bin.index.json": b"{}",
+}
+KEPT = {"README.md": b"# Tiny\n", "LICENSE": b"Free."}
+
+
+@pytest.fixture
+def hub(step: Step) -> Iterator[HubDouble]:
+    """A hub with the model org/tiny, and the step pointed to it."""
+    model = HubModel({**model_files(), **UNWANTED, **KEPT})
+    with HubDouble({"org/tiny": model}) as double:
+        step.environment["HF_ENDPOINT"] = double.url
+        yield double
+
+
+# huggingface_hub writes pieces of 10 MiB: only a larger file is ever half there.
+PIECE_BYTES = 10 * 1024**2
+
+
+@pytest.fixture
+def large(hub: HubDouble) -> bytes:
+    """The model's weights, made large enough to arrive in two pieces."""
+    weights = model_files(head_width=50_000)[SINGLE]
+    assert PIECE_BYTES < len(weights) < 2 * PIECE_BYTES
+    hub.models["org/tiny"].files[SINGLE] = weights
+    return weights
+
+
+def folder(step: Step) -> Path:
+    return step.volume / "models/org/tiny"
+
+
+def kill_half_way(step: Step, hub: HubDouble, large: bytes) -> None:
+    """Begin the download, and kill it when the first piece is on the disk."""
+    hub.stalls = {SINGLE: len(large) - 100_000}
+    process = step.start(model="org/tiny")
+    part = folder(step).with_name(".tiny.partial") / f".{SINGLE}.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size >= PIECE_BYTES):
+        assert time.monotonic() < deadline, "no piece arrived"
+        time.sleep(0.05)
+    process.kill()
+    step.end(process)
+    hub.go_on.set()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_model_is_downloaded_once_without_what_is_not_wanted(step: Step, hub: HubDouble) -> None:
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert ended.outcome["result"]["model"] == "models/org/tiny"
+    assert ended.outcome["result"]["downloaded"] is True
+    assert ended.outcome["reused"] is False
+    there = files(folder(step))
+    marker = json.loads(there.pop(".fetched.json"))
+    assert there == {**model_files(), **KEPT}
+    assert marker["commit"] == COMMIT
+
+    hub.requests.clear()
+    again = step.run(model="org/tiny")
+    assert again.exit_code == 0, again.errors
+    assert again.outcome["result"]["downloaded"] is False
+    assert again.outcome["reused"] is True
+    assert hub.requests == []
+
+
+def test_nothing_is_downloaded_for_a_request_that_is_refused(step: Step, hub: HubDouble) -> None:
+    assert "dataset is not there" in step.refused(model="org/tiny", dataset="nothing")
+    assert hub.requests == []
+
+
+def test_download_reports_its_bytes(step: Step, hub: HubDouble) -> None:
+    ended = step.run(model="org/tiny")
+    events = [event for line in ended.output.splitlines() if (event := parse_event(line))]
+    last = events[-1].fields
+    total = sum(map(len, {**model_files(), **KEPT}.values()))
+    assert (last["label"], last["done"], last["total"], last["unit"]) == (
+        "download org/tiny",
+        total,
+        total,
+        "bytes",
+    )
+
+
+def test_shards_come_with_their_index(step: Step, hub: HubDouble) -> None:
+    model = hub.models["org/tiny"].files
+    name = "model-00001-of-00001.safetensors"
+    model[name] = model.pop(SINGLE)
+    model[INDEX] = json.dumps({"weight_map": {"lm_head.weight": name}}).encode()
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert files(folder(step)).keys() >= {name, INDEX}
+
+
+def test_pickled_weights_are_refused_before_anything_is_downloaded(
+    step: Step, hub: HubDouble
+) -> None:
+    del hub.models["org/tiny"].files[SINGLE]
+    message = step.refused(model="org/tiny")
+    assert "no safetensors weights on the hub (got org/tiny)" in message
+    assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
+
+
+def test_model_that_is_nowhere_is_refused(step: Step, hub: HubDouble) -> None:
+    message = step.refused(model="org/typo")
+    assert "neither a folder on the volume nor a model on the hub (got 'org/typo'" in message
+
+
+def test_gated_model_says_where_to_accept_its_terms(step: Step, hub: HubDouble) -> None:
+    hub.models["org/tiny"].gated = True
+    message = step.refused(model="org/tiny")
+    assert f"Accept them at {hub.url}/org/tiny" in message
+    assert "HF_TOKEN" in message
+
+
+def test_private_model_is_fetched_with_the_token(step: Step, hub: HubDouble) -> None:
+    hub.models["org/tiny"].token = "hf_of_this_test"
+    assert "HF_TOKEN" in step.refused(model="org/tiny")
+    step.environment["HF_TOKEN"] = "hf_of_this_test"
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert "hf_of_this_test" not in ended.output + ended.errors + json.dumps(ended.outcome)
+
+
+def test_revision_has_a_folder_of_its_own(step: Step, hub: HubDouble) -> None:
+    hub.models["org/tiny"].revisions += ("refs/pr/3",)
+    ended = step.run(model="org/tiny@refs/pr/3")
+    assert ended.exit_code == 0, ended.errors
+    assert ended.outcome["result"]["model"] == "models/org/tiny@refs--pr--3"
+    assert "model has no such revision (got 'v9' of org/tiny)" in step.refused(model="org/tiny@v9")
+
+
+def test_code_of_the_hub_needs_a_pinned_commit(step: Step, hub: HubDouble) -> None:
+    message = step.refused(model="org/tiny", trust_remote_code=True)
+    assert "model is not pinned" in message
+    assert "org/tiny@COMMIT" in message
+    ended = step.run(model=f"org/tiny@{COMMIT}", trust_remote_code=True)
+    assert ended.exit_code == 0, ended.errors
+    assert "modeling.py" in files(step.volume / ended.outcome["result"]["model"])
+
+
+def test_tokenizer_of_the_hub_comes_without_weights(step: Step, hub: HubDouble) -> None:
+    ended = step.run(tokenizer="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert ended.outcome["result"]["model"] == "models/tiny"
+    assert ended.outcome["result"]["tokenizer"] == "models/org/tiny--tokenizer"
+    assert hub.gets(SINGLE) == []
+    # It is not taken for the model.
+    assert step.run(model="org/tiny").exit_code == 0
+    assert hub.gets(SINGLE) == [""]
+
+
+def test_model_that_is_here_serves_as_tokenizer_too(step: Step, hub: HubDouble) -> None:
+    assert step.run(model="org/tiny").exit_code == 0
+    hub.requests.clear()
+    ended = step.run(tokenizer="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert ended.outcome["result"]["tokenizer"] == "models/org/tiny"
+    assert hub.requests == []
+
+
+def test_downloaded_model_is_checked_with_everything_else(step: Step, hub: HubDouble) -> None:
+    assert step.run(model="org/tiny").exit_code == 0
+    message = step.refused(model="org/tiny", context=33, dataset="nothing", check_only=True)
+    assert "context is larger" in message
+    assert "dataset is not there" in message
+
+
+def test_downloaded_model_is_checked_like_one_on_the_volume(step: Step, hub: HubDouble) -> None:
+    hub.models["org/tiny"].files["tokenizer.json"] = model_files(65)["tokenizer.json"]
+    assert "more tokens than the model has embeddings" in step.refused(model="org/tiny")
+
+
+def test_trouble_of_the_hub_is_waited_for(step: Step, hub: HubDouble) -> None:
+    hub.failures = {"/api/models/org/tiny": 2, SINGLE: 1}
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert "the hub has trouble" in ended.output
+
+
+def test_hub_that_does_not_answer_is_no_fault_of_the_request(step: Step, hub: HubDouble) -> None:
+    step.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 1
+    assert "the hub at http://127.0.0.1:9 does not answer" in ended.outcome["message"]
+
+
+def test_offline_mode_is_respected(step: Step, hub: HubDouble) -> None:
+    step.environment["HF_HUB_OFFLINE"] = "1"
+    assert "HF_HUB_OFFLINE" in step.refused(model="org/tiny")
+    assert hub.requests == []
+
+
+def test_stream_that_is_cut_off_is_gone_on_with(step: Step, hub: HubDouble, large: bytes) -> None:
+    hub.cuts = {SINGLE: len(large) - 1}
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert hub.gets(SINGLE) == ["", f"bytes={PIECE_BYTES}-"]
+    assert files(folder(step))[SINGLE] == large
+
+
+def test_killed_download_is_gone_on_with_and_never_looks_complete(
+    step: Step, hub: HubDouble, large: bytes
+) -> None:
+    kill_half_way(step, hub, large)
+    assert not folder(step).exists()
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert hub.gets(SINGLE) == ["", f"bytes={PIECE_BYTES}-"]
+    assert files(folder(step))[SINGLE] == large
+
+
+def test_signal_ends_a_download_at_once(step: Step, hub: HubDouble) -> None:
+    hub.stalls = {SINGLE: 10_000}
+    process = step.start(model="org/tiny")
+    assert hub.stalled.wait(60)
+    process.send_signal(signal.SIGTERM)
+    ended = step.end(process)  # while the hub still holds the stream
+    assert ended.exit_code == 143
+    assert ended.outcome["status"] == "interrupted"
+    assert not folder(step).exists()
+    # Not after the library lost patience with the stream and asked again.
+    assert hub.gets(SINGLE) == [""]
+
+
+def test_damaged_file_is_not_kept(step: Step, hub: HubDouble) -> None:
+    right = model_files()[SINGLE]
+    hub.damaged = {SINGLE: right[:-1] + b"?"}
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 1
+    assert "model.safetensors of org/tiny arrived damaged" in ended.outcome["message"]
+    assert not folder(step).exists()
+    hub.damaged.clear()
+    assert step.run(model="org/tiny").exit_code == 0
+    assert files(folder(step))[SINGLE] == right
+
+
+def test_remains_of_another_commit_are_replaced(step: Step, hub: HubDouble, large: bytes) -> None:
+    kill_half_way(step, hub, large)
+    newer = large[:5_000_000] + bytes(4) + large[5_000_004:]
+    hub.models["org/tiny"].files[SINGLE] = newer
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert "model.safetensors not as the hub has it: downloaded again" in ended.output
+    assert files(folder(step))[SINGLE] == newer
+
+
+def test_token_goes_to_the_hub_alone(step: Step, hub: HubDouble) -> None:
+    with HubDouble(hub.models) as elsewhere:
+        hub.elsewhere = elsewhere.url
+        step.environment["HF_TOKEN"] = "hf_of_this_test"
+        ended = step.run(model="org/tiny")
+        assert ended.exit_code == 0, ended.errors
+        assert elsewhere.gets(SINGLE) == [""]
+        assert set(elsewhere.tokens.values()) == {""}
+        sent = {token for path, token in hub.tokens.items() if "org/tiny" in path}
+        assert sent == {"Bearer hf_of_this_test"}
+        assert hub.gets(SINGLE) == []
+
+
+def test_two_at_once_download_once(step: Step, hub: HubDouble) -> None:
+    hub.stalls = {SINGLE: 10_000}
+    first = step.start(model="org/tiny", run_name="one")
+    assert hub.stalled.wait(60)
+    second = step.start(model="org/tiny", run_name="two")
+    assert second.stdout is not None
+    assert "waiting for another run that downloads org/tiny" in second.stdout.readline()
+    hub.go_on.set()
+    ends = [step.end(first), step.end(second)]
+    assert [end.exit_code for end in ends] == [0, 0], [end.errors for end in ends]
+    assert [end.outcome["result"]["downloaded"] for end in ends] == [True, False]
+    assert hub.gets(SINGLE) == [""]
+
+
+def test_file_that_was_lost_later_is_fetched_again(step: Step, hub: HubDouble) -> None:
+    assert step.run(model="org/tiny").exit_code == 0
+    (folder(step) / "tokenizer.json").unlink()
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert "no longer whole" in ended.output
+    assert hub.gets("tokenizer.json") == ["", ""]
+    assert hub.gets(SINGLE) == [""], "what was still good came again"
+
+
+def test_model_that_a_user_put_in_its_place_is_taken(step: Step, hub: HubDouble) -> None:
+    folder(step).parent.mkdir()
+    (step.volume / "models/tiny").rename(folder(step))
+    ended = step.run(model="org/tiny")
+    assert ended.exit_code == 0, ended.errors
+    assert ended.outcome["reused"] is True
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "id", "revision"),
+    [
+        ("EleutherAI/gpt-j-6B", "EleutherAI/gpt-j-6B", ""),
+        ("gpt2", "gpt2", ""),
+        ("a/b@v1.0", "a/b", "v1.0"),
+        ("a/b@refs/pr/1", "a/b", "refs/pr/1"),
+    ],
+)
+def test_hub_ids_are_read(text: str, id: str, revision: str) -> None:
+    parsed = parse_hub_id(text)
+    assert parsed is not None
+    assert (parsed.id, parsed.revision) == (id, revision)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a/b/c", "/a", "a/", "", "a b", "../a", "a/..", "a--b/c", "a/b@", "s3://a/b", "a/b@../c"],
+)
+def test_other_texts_are_no_hub_ids(text: str) -> None:
+    assert parse_hub_id(text) is None
+
+
+def test_folder_of_a_hub_id_is_one_below_models() -> None:
+    parsed = parse_hub_id("org/name@refs/pr/1")
+    assert parsed is not None
+    assert parsed.folder(tokenizer_only=True) == "models/org/name@refs--pr--1--tokenizer"

@@ -1,0 +1,32 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.small_volume import make_volume
+from tests.prefect_processes import prefect_environment, prefect_server
+
+
+@pytest.fixture(scope="session")
+def prefect_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def api_url(prefect_folder: Path) -> Iterator[str]:
+    with prefect_server(prefect_folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def environment(prefect_folder: Path, api_url: str) -> dict[str, str]:
+    """In which commands use the test's own server."""
+    return prefect_environment(prefect_folder, api_url)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose volume has a dataset and a model."""
+    folder = tmp_path_factory.mktemp("home")
+    make_volume(folder)
+    return folder

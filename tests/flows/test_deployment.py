@@ -1,0 +1,126 @@
+"""The deployment `finetune/local`, by a real Prefect server and a real process worker."""
+
+import json
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.local_processes import LocalBackend
+from tests.flows.small_volume import PVC
+from tests.flows.test_pipeline import LONG, REQUEST
+from tests.prefect_processes import PREFECT, process_worker
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def worker(
+    prefect_folder: Path, api_url: str, home: Path, environment: dict[str, str]
+) -> Iterator[None]:
+    variables = {"FINETUNE_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    prefect(environment, "work-pool", "create", "local", "--type", "process")
+    prefect(environment, "deploy", "--all")
+    with process_worker(prefect_folder, api_url, "local", **variables):
+        yield
+
+
+def prefect(environment: dict[str, str], *words: str) -> str:
+    done = subprocess.run(
+        [*PREFECT, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_deployment(environment: dict[str, str], *words: str, **parameters: Any) -> str:
+    given = (f"{name}={value}" for name, value in {**REQUEST, **parameters}.items())
+    assigned = [word for item in given for word in ("-p", item)]
+    return prefect(environment, "deployment", "run", "finetune/local", *assigned, *words)
+
+
+def api(api_url: str, path: str, **body: Any) -> Any:
+    request = urllib.request.Request(
+        f"{api_url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+def latest_run(api_url: str, name: str) -> dict[str, Any]:
+    found = api(
+        api_url, "flow_runs/filter", flow_runs={"name": {"any_": [name]}}, sort="START_TIME_DESC"
+    )
+    return found[0]
+
+
+def task_states(api_url: str, flow_run_id: str) -> dict[str, str]:
+    tasks = api(api_url, "task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}})
+    return {task["name"].split()[0]: task["state"]["name"] for task in tasks}
+
+
+def test_it_runs_the_same_pipeline_and_shows_it(
+    api_url: str, environment: dict[str, str], home: Path, worker: None
+) -> None:
+    run_deployment(environment, "--watch", run_name="deployed", epochs=2)
+    run = latest_run(api_url, "deployed")
+    assert run["state"]["name"] == "Completed"
+    assert run["parameters"]["context"] == 64
+    assert task_states(api_url, run["id"])["finetune"] == "Completed"
+    assert (home / PVC / "deployed/final/model.safetensors").exists()
+
+    artifacts = api(api_url, "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    by_key = {artifact["key"]: artifact for artifact in artifacts}
+    rows = json.loads(by_key["deployed-result"]["data"])
+    named = {row["step"]: row["result"] for row in rows}
+    assert named["finetuned_loss"] < named["base_loss"]
+    tokens = {row[""]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
+    assert tokens["files"] == 40
+    logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
+    assert any("finetune" in entry["message"] for entry in logs)
+
+    run_deployment(environment, "--watch", run_name="deployed", epochs=2)
+    again = latest_run(api_url, "deployed")
+    assert again["id"] != run["id"]
+    assert set(task_states(api_url, again["id"]).values()) == {"Cached"}
+    (store,) = (home / PVC / "tokens").glob("dataset-*")
+    (store / "tokens.bin").write_bytes((store / "tokens.bin").read_bytes()[:-2])
+    run_deployment(environment, "--watch", run_name="deployed", epochs=2)
+    states = task_states(api_url, latest_run(api_url, "deployed")["id"])
+    assert states["tokenize"] == "Completed"
+    assert states["finetune"] == "Cached"
+
+
+def test_its_form_describes_every_parameter(
+    api_url: str, environment: dict[str, str], worker: None
+) -> None:
+    (deployment,) = api(api_url, "deployments/filter", deployments={"name": {"any_": ["local"]}})
+    schema = deployment["parameter_openapi_schema"]["properties"]
+    positions = [schema[name]["position"] for name in schema]
+    assert sorted(positions) == list(range(len(schema)))
+    assert all(parameter["description"] for parameter in schema.values())
+    assert schema["epochs"]["exclusiveMinimum"] == 0
+
+
+def test_a_run_that_is_cancelled_stops_its_step(
+    api_url: str, environment: dict[str, str], home: Path, worker: None
+) -> None:
+    run_deployment(environment, run_name="cancelled", epochs=LONG)
+    deadline = time.monotonic() + 200
+    while not (home / PVC / "cancelled/metrics.jsonl").exists():
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.1)
+    run = latest_run(api_url, "cancelled")
+    prefect(environment, "flow-run", "cancel", run["id"])
+    backend = LocalBackend(home)
+    while backend.running_steps(PVC, "cancelled"):
+        assert time.monotonic() < deadline, "the step goes on"
+        time.sleep(0.1)
+    while latest_run(api_url, "cancelled")["state"]["type"] != "CANCELLED":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert list((home / PVC / "cancelled/checkpoints").glob("step-*"))

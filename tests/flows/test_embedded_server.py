@@ -1,0 +1,48 @@
+"""The server of one run: it answers, outlasts Ctrl-C of a terminal, and is never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from tests.prefect_processes import prefect_environment
+
+HOLD = (
+    "import time; from flows.embedded_server import embedded_server\n"
+    "with embedded_server() as url:\n"
+    "    print(url, flush=True)\n"
+    "    try: time.sleep(100)\n"
+    "    except KeyboardInterrupt:\n"
+    "        import urllib.request\n"
+    "        print(urllib.request.urlopen(url + '/health').status, flush=True)\n"
+    "        time.sleep(100)\n"
+)
+
+
+def test_it_answers_after_a_terminals_ctrl_c_and_ends_with_a_killed_run(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        env=prefect_environment(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().startswith("http://127.0.0.1:")
+        started = psutil.Process(holder.pid).children(recursive=True)
+        assert len(started) >= 2  # the guard and the server
+        os.killpg(holder.pid, signal.SIGINT)
+        assert holder.stdout.readline() == "200\n"
+        holder.kill()
+        holder.wait()
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert not left
+    finally:
+        holder.kill()
+        for process in psutil.process_iter(["environ"]):
+            if (process.info["environ"] or {}).get("PREFECT_HOME") == str(tmp_path):
+                process.kill()

@@ -1,0 +1,119 @@
+"""The flow's parameters: names, order, defaults and ranges, and how a bad one is refused."""
+
+import pytest
+
+from flows.parameters import Parameters, refuse_what_is_not_built, without_effect_here
+from trainer.config import LoraConfig, load_parameters
+from trainer.errors import RequestError
+
+# Section 4 of the design: groups in its order, name=default. Users of the reference know these.
+DESIGNED = """
+run_name pvc=finetune-data region=ORD1 logs=logs project_id=huggingface random_seed=42
+no_resume=False
+model=EleutherAI/gpt-neo-2.7B tokenizer= trust_remote_code=False tensorizer_uri=
+dataset=dataset retokenize=False sanitize=True reorder= no_shuffle=False sampling=100 eot_token=
+pad_token= boundary_token=\\n boundary_index=-1 context=2048 train_ratio=0.9
+prompt_file= prompt_every=0 prompt_tokens=200 prompt_samples=5 top_k=50 top_p=0.95
+temperature=1.0 repetition_penalty=1.1
+learn_rate=5e-05 warmup_ratio=0.1 epochs=1 batch_size=-1 batch_size_divisor=1.0 gradients=5
+zero_stage=3 force_fp16=False save_steps=500
+run_inference=False inference_only=False inference_gpu=RTX_A5000
+trainer_gpu=A40 trainer_gpus=1 trainer_cores=8 trainer_ram=192
+""".split()
+
+OUT_OF_RANGE = {
+    "random_seed": ["-1", str(2**32)],
+    "sampling": ["-1", "101"],
+    "boundary_index": ["-2"],
+    "context": ["0", "-5", "many"],
+    "train_ratio": ["-0.1", "1.1"],
+    "prompt_every": ["-1"],
+    "prompt_tokens": ["0"],
+    "prompt_samples": ["0"],
+    "top_k": ["-1"],
+    "top_p": ["1.5"],
+    "temperature": ["0"],
+    "repetition_penalty": ["0"],
+    "learn_rate": ["-1e-5"],
+    "warmup_ratio": ["2"],
+    "epochs": ["0", "1.5"],
+    "batch_size": ["0", "-2"],
+    "batch_size_divisor": ["0"],
+    "gradients": ["0"],
+    "zero_stage": ["-1", "4"],
+    "save_steps": ["-1"],
+    "reorder": ["alphabetical"],
+    "sanitize": ["perhaps"],
+    "trainer_gpus": ["0"],
+    "run_name": ["", "Upper", "under_score", "-dash", "dash-", "a" * 41, "a.b", "../up"],
+    "pvc": ["", "/absolute", ".."],
+    "model": [""],
+}
+
+
+def load(**given: object) -> Parameters:
+    return load_parameters(Parameters, {"run_name": "run", **given})
+
+
+def test_names_order_and_defaults_are_the_designs() -> None:
+    defaults = load().model_dump()
+    shown = ["run_name", *(f"{name}={value}" for name, value in list(defaults.items())[1:])]
+    assert [item for item in shown if not item.startswith("finetuner_")][
+        : len(DESIGNED)
+    ] == DESIGNED
+
+
+def test_a_topic_is_taken_as_an_object_or_as_text_and_refuses_unknown_keys() -> None:
+    assert load(checkpoints='{"keep_last": 3}').checkpoints.keep_last == 3
+    assert load(lora={"rank": 4}).lora == LoraConfig(rank=4)
+    with pytest.raises(RequestError) as refused:
+        load(lora='{"ranks": 4}', checkpoints={"keep_last": 0})
+    assert any(problem.startswith("lora.ranks") for problem in refused.value.problems)
+    assert any(problem.startswith("checkpoints.keep_last") for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        load(**{name: value})
+    (problem,) = refused.value.problems
+    assert problem.startswith(name)
+    assert f"(got {value!r})" in problem
+    assert refused.value.exit_code == 78
+
+
+def test_every_problem_is_told_at_once_with_the_nearest_known_name() -> None:
+    with pytest.raises(RequestError) as refused:
+        load(epochs=0, learning_rate=1e-4, context="x")
+    assert len(refused.value.problems) == 3
+    assert "learning_rate is not a parameter. Did you mean learn_rate?" in refused.value.problems
+
+
+def test_strings_of_a_command_line_and_ids_of_tokens_are_taken() -> None:
+    given = load(epochs="3", learn_rate="1e-4", sanitize="false", eot_token=50256, context="128")
+    assert (given.epochs, given.learn_rate, given.sanitize) == (3, 1e-4, False)
+    assert (given.eot_token, given.context) == ("50256", 128)
+
+
+def test_what_defines_a_run_leaves_out_where_it_runs_and_what_is_done_with_it() -> None:
+    assert load(trainer_gpus=2, run_inference=True).request == load().request
+    assert load(epochs=2).request != load().request
+    assert load(random_seed=1).request != load().request
+
+
+def test_a_parameter_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(RequestError, match="tensorizer_uri is not supported yet"):
+        refuse_what_is_not_built(load(tensorizer_uri="s3://weights"))
+    with pytest.raises(RequestError, match="run_inference is not supported yet on Kubernetes"):
+        refuse_what_is_not_built(load(run_inference=True), on_cluster=True)
+    refuse_what_is_not_built(load(run_inference=True))
+    assert without_effect_here(load(trainer_gpu="H100", epochs=2)) == ["trainer_gpu"]
+
+
+@pytest.mark.parametrize("name", ["dataset", "model", "tokenizer", "prompt_file", "logs"])
+@pytest.mark.parametrize("path", ["/etc", "../outside", "a/../../b"])
+def test_a_path_that_leaves_the_volume_is_refused_by_name(name: str, path: str) -> None:
+    with pytest.raises(RequestError, match=rf"^{name} leads out of the volume \(got "):
+        load(**{name: path})

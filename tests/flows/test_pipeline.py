@@ -1,0 +1,210 @@
+"""Whole runs by the command line: real steps, a real Prefect server, real signals.
+
+The tests go in the order of the file: later ones look at the run `whole` of the first.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from infra.local_processes import LocalBackend
+from tests.flows.small_volume import PVC, finetune
+
+# About 110 steps of a tiny model; LONG ones do not end within a test.
+LONG = 2000
+REQUEST = {
+    "model": "models/tiny",
+    "context": 64,
+    "batch_size": 4,
+    "gradients": 1,
+    "epochs": 8,
+    "save_steps": 20,
+    "learn_rate": 1e-3,
+    "prompt_tokens": 8,
+    "prompt_samples": 1,
+}
+
+
+def arguments(run_name: str, **changed: Any) -> list[str]:
+    given = {"run_name": run_name, **REQUEST, **changed}
+    return ["run", *(part for name, value in given.items() for part in ("-p", f"{name}={value}"))]
+
+
+@pytest.fixture
+def start(home: Path, environment: dict[str, str]) -> Iterator[Any]:
+    """Starts `finetune`; what a test leaves running is ended."""
+    names: set[str] = set()
+    processes: list[subprocess.Popen[str]] = []
+
+    def starting(run_name: str, **changed: Any) -> subprocess.Popen[str]:
+        names.add(run_name)
+        processes.append(finetune(home, environment, *arguments(run_name, **changed)))
+        return processes[-1]
+
+    yield starting
+    for process in processes:
+        process.kill()
+        process.communicate()
+    for name in names:
+        LocalBackend(home).stop(PVC, name, grace_seconds=1)
+        finetune(home, environment, "stop", name).wait()
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == code, err
+    return out, err
+
+
+def command(home: Path, environment: dict[str, str], *words: str, code: int = 0) -> str:
+    return "".join(ended(finetune(home, environment, *words), code))
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not list(path.parent.glob(path.name)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """The line of standard error that has `words`."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"it never said {words!r}")
+
+
+def pid_of(home: Path, run_name: str) -> int:
+    return int((home / PVC / ".runs" / run_name / "finetune/pid").read_text())
+
+
+def metrics(home: Path, run_name: str) -> list[dict[str, Any]]:
+    text = (home / PVC / run_name / "metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+
+
+def test_a_run_makes_a_better_model_that_loads_and_is_free_the_second_time(
+    home: Path, environment: dict[str, str], start: Any
+) -> None:
+    out, err = ended(start("whole"))
+    assert "whole is done" in out
+    for step in ("fetch", "tokenize", "finetune", "evaluate", "deploy"):
+        assert f"{step}: done" in err or f"{step}: there already" in err
+    folder = home / PVC / "whole"
+    report = json.loads((folder / "evaluation.json").read_text())
+    assert report["loss"] < report["base_loss"] - 0.5
+    model = AutoModelForCausalLM.from_pretrained(folder / "final")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "final")
+    asked = tokenizer("The sheriff", return_tensors="pt")
+    assert model.generate(**asked, max_new_tokens=3, do_sample=False).shape[-1] > 3
+    assert (folder / "final/README.md").read_text().count("loss")
+    steps = [line["step"] for line in metrics(home, "whole")]
+    assert steps == list(range(1, len(steps) + 1))
+    curl = next(line for line in err.splitlines() if "curl " in line)
+    assert ":predict" in curl
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    out, err = ended(start("whole"))
+    for step in ("fetch", "tokenize", "finetune", "evaluate", "deploy"):
+        assert f"{step}: there already" in err
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+    _, err = ended(start("whole", epochs=9), code=78)
+    assert "epochs was 8, is 9" in err and "no_resume=true" in err
+
+    assert "whole" in command(home, environment, "runs")
+    assert "'models/tiny'" in command(home, environment, "show", "whole")
+    assert "final: good" in command(home, environment, "verify", "whole")
+    weights = next((folder / "final").glob("*.safetensors"))
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert weights.name in command(home, environment, "verify", "whole", code=1)
+    weights.write_bytes(good)
+
+
+def test_killed_in_training_with_kill_9_it_ends_as_if_nothing_had_happened(
+    home: Path, start: Any
+) -> None:
+    first = start("broken")
+    wait_for(home / PVC / "broken/checkpoints/step-*", first)
+    os.killpg(pid_of(home, "broken"), signal.SIGKILL)
+    first.kill()
+    first.wait()
+    _, err = ended(start("broken"))
+    assert "goes on from step" in err
+    losses = [line["loss"] for line in metrics(home, "broken")]
+    assert losses == [line["loss"] for line in metrics(home, "whole")]
+    one, other = (
+        load_file(home / PVC / name / "final/model.safetensors") for name in ("whole", "broken")
+    )
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_no_resume_starts_over_and_keeps_what_was_there(home: Path, start: Any) -> None:
+    first = start("whole", epochs=LONG, no_resume="true")
+    wait_for(home / PVC / "whole/replaced/*", first)
+    wait_for(home / PVC / "whole/metrics.jsonl", first)
+    (kept,) = (home / PVC / "whole/replaced").iterdir()
+    assert json.loads((kept / "run.json").read_text())["request"]["epochs"] == REQUEST["epochs"]
+    assert list((kept / "final").glob("*.safetensors"))
+    now = json.loads((home / PVC / "whole/run.json").read_text())
+    assert now["request"]["epochs"] == LONG
+
+
+def test_a_run_has_one_orchestrator_outlives_it_and_stops_by_ctrl_c(home: Path, start: Any) -> None:
+    first = start("long", epochs=LONG)
+    wait_for(home / PVC / "long/metrics.jsonl", first)
+    _, err = ended(start("long", epochs=LONG), code=78)
+    assert f"being run by process {first.pid}" in err
+
+    training = pid_of(home, "long")
+    first.kill()
+    first.wait()
+    os.kill(training, 0)
+    second = start("long", epochs=LONG)
+    line = read_until(second, "under way already")
+    assert str(training) in line
+    second.send_signal(signal.SIGINT)
+    _, err = ended(second, code=75)
+    assert "Run it again to go on" in err
+    done = metrics(home, "long")[-1]["step"]
+
+    third = start("long", epochs=LONG)
+    assert f"goes on from step {done}" in read_until(third, "goes on from step")
+    third.send_signal(signal.SIGINT)
+    ended(third, code=75)
+    steps = [line["step"] for line in metrics(home, "long")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("latin.txt", "caf\xe9 au lait".encode("latin-1"), ("latin.txt", "3")),
+        ("broken.jsonl", b'{"text": "fine"}\n{"text": \n', ("broken.jsonl:2",)),
+        ("no-text.jsonl", b'{"text": "fine"}\n{"body": "x"}\n', ("no-text.jsonl:2", "text")),
+    ],
+)
+def test_bad_text_is_refused_by_place_and_leaves_no_run(
+    home: Path, start: Any, name: str, content: bytes, told: tuple[str, ...]
+) -> None:
+    folder = home / PVC / name.replace(".", "-")
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    _, err = ended(start("bad-text", dataset=folder.name), code=78)
+    for part in told:
+        assert part in err
+    assert not (home / PVC / "bad-text").exists()

@@ -1,0 +1,187 @@
+"""infra/cluster and infra/images: valid, under few rights, and with nothing missing."""
+
+import ast
+import dataclasses
+import json
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prefect.utilities.templating import apply_values
+from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
+
+from infra.backend import PlaceError, Resources
+from infra.kubernetes_backend.jobs import KubernetesBackend
+from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec
+from tests.kubernetes_double.admission import violations_of_restricted
+from tests.kubernetes_double.cluster import Cluster
+from tests.kubernetes_double.faults import Request
+
+ROOT = Path(__file__).parents[2]
+FOLDER, IMAGES = ROOT / "infra/cluster", ROOT / "infra/images"
+LISTED = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
+OBJECTS = [made for name in LISTED for made in yaml.safe_load_all((FOLDER / name).read_text())]
+TEMPLATE = json.loads((FOLDER / "base-job-template.json").read_text())
+Rule = tuple[str, str, str]  # API group, resource, verb
+
+
+def named(kind: str, name: str) -> dict[str, Any]:
+    return next(o for o in OBJECTS if (o["kind"], o["metadata"]["name"]) == (kind, name))
+
+
+def rules_of(role: str) -> set[Rule]:
+    return {
+        (group, resource, verb)
+        for rule in named("Role", role)["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_every_file_of_the_folder_is_applied() -> None:
+    assert set(LISTED) == {p.name for p in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.34", "1.37"])
+def test_every_object_suits_the_published_schemas(version: str) -> None:
+    for made in OBJECTS:
+        kubernetes_validate.validate(made, version, strict=True)
+        assert "namespace" not in made["metadata"]
+
+
+def test_every_deployment_passes_the_restricted_standard() -> None:
+    pods = [o["spec"]["template"]["spec"] for o in OBJECTS if o["kind"] == "Deployment"]
+    assert len(pods) == 2
+    assert [violations_of_restricted(pod) for pod in pods] == [[], []]
+
+
+def test_the_orchestrators_role_is_what_the_backend_asks_for_and_nothing_else(
+    cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    granted = rules_of("finetune-orchestrator")
+
+    def allowed(request: Request) -> bool:
+        return (request.group, request.resource, request.verb) in granted
+
+    cluster.faults.allowed = allowed
+    cluster.node.gpus = 0
+    backend = backend_with(tmp_path, pending_timeout_seconds=0.5)
+    follow(backend, spec())  # says why it waits, and gives up
+    cluster.node.gpus = 8
+    nodes = dataclasses.replace(spec(), resources=Resources(nodes=2))
+    follow(backend, nodes)
+    backend.submit(nodes)  # adopts
+    backend.cancel(nodes)
+    backend.submit(spec(until="never"))
+    backend.stop(CLAIM, "run")
+    assert not cluster.jobs()
+    asked = {(r.group, r.resource, r.verb) for r in cluster.faults.seen}
+    assert asked == granted
+
+
+def test_a_permission_that_is_taken_away_is_missed(
+    backend: KubernetesBackend, cluster: Cluster
+) -> None:
+    cluster.faults.allowed = lambda request: request.verb != "create"
+    with pytest.raises(PlaceError, match=r"infra/cluster/rbac\.yaml"):
+        backend.submit(spec())
+
+
+# --- the work pool ----------------------------------------------------------------------
+
+
+def job_of_the_worker(**given: Any) -> dict[str, Any]:
+    """The Job that Prefect's worker makes of the template; without blocks, so without a server."""
+    properties = TEMPLATE["variables"]["properties"]
+    variables = {n: p["default"] for n, p in properties.items() if p.get("default") is not None}
+    variables |= {"name": "flow-run", "command": "prefect flow-run execute", **given}
+    values = apply_values(TEMPLATE["job_configuration"], variables)
+    configuration = KubernetesWorkerJobConfiguration(**values)
+    configuration._populate_env_in_manifest()
+    configuration._populate_image_if_not_present()
+    configuration._populate_command_if_not_present()
+    configuration._populate_generate_name_if_not_present()
+    return configuration.job_manifest
+
+
+def test_the_orchestrators_job_is_accepted_under_the_restricted_standard() -> None:
+    job = job_of_the_worker()
+    kubernetes_validate.validate(job, "1.36", strict=True)
+    pod = job["spec"]["template"]["spec"]
+    assert violations_of_restricted(pod) == []
+    assert pod["serviceAccountName"] == "finetune-orchestrator"
+    [volume] = [v for v in pod["volumes"] if "persistentVolumeClaim" in v]
+    assert volume["persistentVolumeClaim"]["claimName"] == CLAIM
+    [container] = pod["containers"]
+    assert {"name": "FINETUNE_BACKEND", "value": "kubernetes"} in container["env"]
+    assert container["volumeMounts"][0]["mountPath"] == f"/{CLAIM}"
+    assert "nvidia.com/gpu" not in json.dumps(job)
+
+
+def test_another_claim_is_mounted_under_its_name() -> None:
+    pod = job_of_the_worker(pvc="other")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/other"
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "other"
+
+
+def test_the_template_has_every_variable_of_the_worker_it_is_made_for() -> None:
+    theirs = KubernetesWorker.get_default_base_job_template()["variables"]["properties"]
+    assert set(TEMPLATE["variables"]["properties"]) == {*theirs, "pvc"}
+
+
+# --- images -----------------------------------------------------------------------------
+
+
+def installed_by(dockerfile: str) -> set[str]:
+    """Names of the distributions that an image installs under the lock's versions."""
+    text = (IMAGES / dockerfile).read_text()
+    names = re.search(r"--constraint requirements\.lock((?: \\\n +\S+)+)", text)
+    assert names is not None
+    return {canonical(name) for name in names[1].replace("\\", "").split()}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported_by(*packages: str) -> set[str]:
+    """Distributions that the packages import, wherever in a file."""
+    known = packages_distributions()
+    names: set[str] = set()
+    for path in (p for package in packages for p in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    ours = {"trainer", "flows", "tasks", "infra"}
+    return {canonical(known[n][0]) for n in names - ours if n not in sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "packages"),
+    [("steps.Dockerfile", ["trainer"]), ("orchestrator.Dockerfile", ["flows", "tasks", "infra"])],
+)
+def test_an_image_has_what_its_code_imports(dockerfile: str, packages: list[str]) -> None:
+    assert imported_by(*packages) <= installed_by(dockerfile)
+
+
+@pytest.mark.parametrize("dockerfile", ["steps.Dockerfile", "orchestrator.Dockerfile"])
+def test_an_image_is_pinned_and_not_root(dockerfile: str) -> None:
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = {canonical(line.split("==")[0]) for line in lock if "==" in line}
+    assert installed_by(dockerfile) <= locked
+    text = (IMAGES / dockerfile).read_text()
+    assert re.search(r"^USER 1000:1000$", text, re.MULTILINE)
+    assert re.search(r"^FROM \S+:\S+$", text, re.MULTILINE) and ":latest" not in text
+
+
+def test_the_steps_have_no_prefect_and_the_orchestrator_no_torch() -> None:
+    assert not {"prefect", "kubernetes-asyncio"} & installed_by("steps.Dockerfile")
+    assert not {"torch", "transformers", "deepspeed"} & installed_by("orchestrator.Dockerfile")

@@ -1,0 +1,137 @@
+"""Contact with the cluster is lost and found; what can't get better is said at once."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.backend import ContactError, PlaceError
+from infra.kubernetes_backend.jobs import KubernetesBackend
+from infra.manifests_settings import ClusterSettings
+from tests.kubernetes.conftest import LOOK_SECONDS, backend_with, follow, spec, starts
+from tests.kubernetes_double.cluster import Cluster
+
+
+def test_a_cluster_that_is_away_for_a_while_costs_a_line(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path
+) -> None:
+    step = spec(until="go", tick=0.01)
+    backend.submit(step)
+    lines: list[str] = []
+
+    def away() -> None:
+        cluster.faults.down = True
+        cluster.do(cluster.faults.cut_streams)
+        time.sleep(2.5)
+        cluster.faults.down = False
+        (volume / "go").touch()
+
+    def take(line: str) -> None:
+        lines.append(line)
+        if line == "tick 20 of start 1":
+            threading.Thread(target=away).start()
+
+    end = backend.wait(step, take)
+    assert end.outcome["status"] == "done"
+    said = [line for line in lines if "of start" not in line]
+    assert len(said) == 2, said
+    assert said[0].startswith("the cluster does not answer (")
+    assert said[1] == "the cluster answers again"
+    printed = [line for line in lines if line.startswith("tick")]
+    assert printed == [f"tick {i} of start 1" for i in range(len(printed))]
+
+
+@pytest.mark.parametrize(
+    ("verb", "code"),
+    [("get", 429), ("list", 500), ("create", 503), ("delete", 504), ("patch", 502)],
+)
+def test_a_passing_error_of_any_request_is_not_noticed(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path, verb: str, code: int
+) -> None:
+    cluster.faults.refuse(code, "Passing", verb=verb, times=2)
+    step = spec(until="go")
+    backend.submit(step)
+    backend.submit(step)  # adopts, which is what patches
+    (volume / "go").touch()
+    assert backend.wait(step, lambda line: None).outcome["status"] == "done"
+    backend.cancel(step)
+    assert (starts(volume), cluster.jobs()) == (1, [])
+
+
+def test_a_token_that_expires_is_read_anew(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path
+) -> None:
+    step = spec(until="go", tick=0.01)
+    backend.submit(step)
+
+    def take(line: str) -> None:
+        if line == "tick 5 of start 1":
+            cluster.faults.tokens = {"second-token"}
+        if line == "tick 30 of start 1":
+            cluster.write_kubeconfig("second-token")
+        if line == "tick 60 of start 1":
+            (volume / "go").touch()
+
+    assert backend.wait(step, take).outcome["status"] == "done"
+
+
+def test_a_cluster_that_stays_away_is_given_up_and_the_step_left_alone(
+    cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    backend = KubernetesBackend(
+        ClusterSettings(), look_seconds=LOOK_SECONDS, patience_seconds=1.0, volumes=tmp_path
+    )
+    step = spec(until="go")
+    backend.submit(step)
+    cluster.running_pod()
+    cluster.faults.down = True
+    with pytest.raises(ContactError, match=r"did not answer for 1 seconds.*goes on without us"):
+        backend.wait(step, lambda line: None)
+    cluster.faults.down = False
+    assert [pod["status"]["phase"] for pod in cluster.pods()] == ["Running"]
+
+
+def test_credentials_that_were_never_good_are_refused_at_once(
+    backend: KubernetesBackend, cluster: Cluster
+) -> None:
+    cluster.write_kubeconfig("no-such-token")
+    with pytest.raises(PlaceError, match=r"does not accept your credentials.*Log in again"):
+        backend.submit(spec())
+    assert len(cluster.faults.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource"), [("get", "jobs"), ("list", "jobs"), ("create", "jobs"), ("list", "pods")]
+)
+def test_a_missing_permission_is_named_at_once(
+    backend: KubernetesBackend, cluster: Cluster, verb: str, resource: str
+) -> None:
+    cluster.faults.allowed = lambda request: (request.verb, request.resource) != (verb, resource)
+    with pytest.raises(PlaceError, match=rf"may not {verb} {resource}.*in namespace 'default'"):
+        follow(backend, spec())
+
+
+def test_a_namespace_that_is_not_there_is_named_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(PlaceError, match=r"namespace 'elsewhere'.*is not there"):
+        backend_with(tmp_path, namespace="elsewhere").submit(spec())
+
+
+def test_a_wrong_field_is_named_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    wrong = backend_with(tmp_path, queue="Not a label!")
+    with pytest.raises(PlaceError, match=r"metadata.labels\[kueue.x-k8s.io/queue-name\]"):
+        wrong.submit(spec())
+
+
+def test_an_unknown_field_is_named_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    wrong = backend_with(tmp_path, tolerations=[{"key": "gpu", "nosuchfield": "x"}])
+    with pytest.raises(PlaceError, match=r'unknown field "spec.*tolerations\[0\].nosuchfield"'):
+        wrong.submit(spec())
+
+
+def test_without_a_cluster_it_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-such-file"))
+    with pytest.raises(PlaceError, match=r"no cluster to talk to.*KUBECONFIG"):
+        backend_with(tmp_path).submit(spec())

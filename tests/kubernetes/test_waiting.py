@@ -1,0 +1,141 @@
+"""What keeps a Job from running is told in the cluster's words; only its end ends the wait."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.kubernetes_backend.jobs import KubernetesBackend
+from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec, starts
+from tests.kubernetes_double.cluster import Cluster
+
+
+def follow_beside(backend: KubernetesBackend, step: Any) -> tuple[threading.Thread, list, list]:
+    backend.submit(step)
+    lines: list[str] = []
+    ends: list[Any] = []
+    thread = threading.Thread(target=lambda: ends.append(backend.wait(step, lines.append)))
+    thread.start()
+    return thread, lines, ends
+
+
+def told(cluster: Cluster, lines: list[str], words: str) -> None:
+    cluster.wait_for(lambda: any(words in line for line in lines))
+
+
+def mended_then_done(
+    backend: KubernetesBackend, cluster: Cluster, words: str, mend: Any, step: Any = None
+) -> None:
+    """The words are told once; after mending the step runs to its end."""
+    thread, lines, ends = follow_beside(backend, step or spec())
+    told(cluster, lines, words)
+    mend()
+    thread.join(30)
+    assert ends and ends[0].outcome["status"] == "done"
+    assert len([line for line in lines if words in line]) == 1, lines
+    assert lines[0].startswith("job run-finetune-01234567: waiting: ")
+
+
+def test_no_node_with_such_a_gpu(backend: KubernetesBackend, cluster: Cluster) -> None:
+    cluster.node.gpus = 0
+    words = "waiting: Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu"
+    mended_then_done(backend, cluster, words, lambda: setattr(cluster.node, "gpus", 8))
+
+
+def test_no_node_of_that_class(backend: KubernetesBackend, cluster: Cluster) -> None:
+    cluster.node.labels["gpu.nvidia.com/class"] = "H100"
+    words = "didn't match Pod's node affinity/selector"
+    mend = lambda: cluster.node.labels.update({"gpu.nvidia.com/class": "A40"})  # noqa: E731
+    mended_then_done(backend, cluster, words, mend)
+
+
+def test_no_such_image(backend: KubernetesBackend, cluster: Cluster) -> None:
+    cluster.node.missing_images.add("finetune-steps:0.1.0")
+    words = 'ImagePullBackOff: Back-off pulling image "finetune-steps:0.1.0"'
+    mended_then_done(backend, cluster, words, cluster.node.missing_images.clear)
+
+
+def test_a_volume_that_can_not_be_mounted(backend: KubernetesBackend, cluster: Cluster) -> None:
+    cluster.node.mount_failure = "MountVolume.SetUp failed for volume"
+    words = "FailedMount: MountVolume.SetUp failed for volume"
+    mended_then_done(backend, cluster, words, lambda: setattr(cluster.node, "mount_failure", ""))
+
+
+def test_no_such_claim(backend: KubernetesBackend, cluster: Cluster) -> None:
+    claim = cluster.do(lambda: cluster.store.get("persistentvolumeclaims", "default", CLAIM))
+    cluster.do(lambda: cluster.store.remove("persistentvolumeclaims", claim))
+    words = f'Unschedulable: persistentvolumeclaim "{CLAIM}" not found'
+    mend = lambda: cluster.create("persistentvolumeclaims", {"metadata": {"name": CLAIM}})  # noqa: E731
+    mended_then_done(backend, cluster, words, mend)
+
+
+def test_a_quota_that_is_used_up(backend: KubernetesBackend, cluster: Cluster) -> None:
+    cluster.controller.refuses_pods = 'pods "run" is forbidden: exceeded quota: gpus'
+    thread, lines, ends = follow_beside(backend, spec())
+    told(cluster, lines, "FailedCreate: Error creating: pods")
+    assert not ends
+    cluster.controller.refuses_pods = ""
+    cluster.do(lambda: cluster.controller._soon("default", "run-finetune-01234567"))
+    thread.join(30)
+    assert ends[0].outcome["status"] == "done"
+
+
+def test_a_job_that_its_queue_holds_back(cluster: Cluster, tmp_path: Path) -> None:
+    backend = backend_with(tmp_path, queue="gpus")
+    mend = lambda: cluster.resume("run-finetune-01234567")  # noqa: E731
+    mended_then_done(backend, cluster, "waiting: suspended: Job suspended", mend)
+
+
+def test_who_waits_too_long_gives_up_if_asked_to(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.node.gpus = 0
+    backend = backend_with(tmp_path, pending_timeout_seconds=0.5)
+    end, _ = follow(backend, spec())
+    assert (end.exit_code, end.outcome) == (1, None)
+    assert "no pod had started after 0.5 seconds (Unschedulable: 0/1 nodes" in end.reason
+    cluster.wait_for(lambda: not cluster.jobs())
+
+
+def test_a_refused_request_is_not_tried_again(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path
+) -> None:
+    end, _ = follow(backend, spec(exit_codes=[78]))
+    assert (end.exit_code, end.outcome["status"]) == (78, "refused")
+    assert starts(volume) == 1
+
+
+def test_out_of_memory_names_the_limit(cluster: Cluster, volume: Path, tmp_path: Path) -> None:
+    backend = backend_with(tmp_path, backoff_limit=0)
+    thread, _, ends = follow_beside(backend, spec(until="never"))
+    cluster.wait_for(lambda: starts(volume))
+    pod = cluster.running_pod()
+    cluster.do(lambda: cluster.kubelet.kill_for_memory(pod))
+    thread.join(30)
+    assert ends[0].exit_code == 137
+    assert ends[0].reason == "out of memory: killed at its limit of 32Gi (raise trainer_ram)"
+
+
+def test_a_deadline_is_told(cluster: Cluster, volume: Path, tmp_path: Path) -> None:
+    backend = backend_with(tmp_path, deadline_seconds=1)
+    end, _ = follow(backend, spec(until="never"))
+    assert end.exit_code != 0
+    assert end.reason == "it took longer than its deadline of 1 seconds"
+
+
+def test_a_job_deleted_by_somebody_ends_the_wait_as_interrupted(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    thread, _, ends = follow_beside(backend, spec(until="never"))
+    cluster.wait_for(lambda: starts(volume))
+    backend_with(tmp_path).kill(spec(until="never"))
+    thread.join(30)
+    assert (ends[0].exit_code, ends[0].reason) == (143, "Job run-finetune-01234567 was deleted")
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_crash_is_tried_as_often_as_allowed(
+    cluster: Cluster, volume: Path, tmp_path: Path, limit: int
+) -> None:
+    end, _ = follow(backend_with(tmp_path, backoff_limit=limit), spec(exit_codes=[3]))
+    assert (end.exit_code, starts(volume)) == (3, limit + 1)
+    assert "exit code 3" in end.reason

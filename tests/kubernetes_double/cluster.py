@@ -1,0 +1,178 @@
+"""A cluster that a test starts and stops: `with Cluster(folder) as cluster: ...`
+
+It runs in a thread of its own. Its attributes `node` and `faults` may be changed at any
+time; what touches objects goes through `do`, in the cluster's own event loop.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from aiohttp import web
+
+from tests.kubernetes_double.events import Events
+from tests.kubernetes_double.faults import TOKEN, Faults
+from tests.kubernetes_double.job_controller import JobController
+from tests.kubernetes_double.kubelet import Kubelet, Node
+from tests.kubernetes_double.server import Server
+from tests.kubernetes_double.store import Object, Store
+
+NAMESPACE = "default"
+PATIENCE_SECONDS = 60.0
+
+
+class Cluster:
+    """One node, one namespace, one API server on 127.0.0.1.
+
+    Args:
+        folder: For logs, the Pods' own files and the kubeconfig.
+        volumes: The folder of each PersistentVolumeClaim.
+        backoff_seconds: Before the first Pod that replaces a failed one (real: 10).
+        port: 0 takes a free one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        volumes: dict[str, Path] | None = None,
+        *,
+        backoff_seconds: float = 0.05,
+        port: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.volumes = volumes or {}
+        self.faults = Faults()
+        self.node = Node()
+        self.store: Store
+        self._backoff_seconds = backoff_seconds
+        self.port = port
+        self._ready = threading.Event()
+        self._stop: asyncio.Event
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._failure:
+            raise self._failure
+        self.kubeconfig = self.folder / "kubeconfig"
+        self.write_kubeconfig()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        if self._failure and kind is None:
+            raise self._failure
+
+    def write_kubeconfig(self, token: str = TOKEN, namespace: str = NAMESPACE) -> Path:
+        """A kubeconfig for this cluster, written over the one that was there."""
+        url = f"http://127.0.0.1:{self.port}"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": {"server": url}}],
+            "users": [{"name": "test", "user": {"token": token}}],
+            "contexts": [
+                {
+                    "name": "test",
+                    "context": {"cluster": "test", "user": "test", "namespace": namespace},
+                }
+            ],
+            "current-context": "test",
+        }
+        beside = self.kubeconfig.with_suffix(".new")
+        beside.write_text(yaml.safe_dump(config))
+        return beside.replace(self.kubeconfig)
+
+    def do(self, action: Callable[[], Any]) -> Any:
+        """Call `action` in the cluster's event loop and return what it returns."""
+
+        async def call() -> Any:
+            return action()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+
+    def create(self, kind: str, manifest: Object) -> Object:
+        """Store an object as if it had been there before."""
+        return self.do(lambda: self.store.create(kind, NAMESPACE, manifest))
+
+    def jobs(self) -> list[Object]:
+        return self.do(lambda: self.store.list("jobs"))
+
+    def pods(self) -> list[Object]:
+        return self.do(lambda: self.store.list("pods"))
+
+    def resume(self, name: str) -> None:
+        """As Kueue does with a Job that it admits."""
+
+        def change() -> None:
+            job = self.store.get("jobs", NAMESPACE, name)
+            assert job is not None
+            job["spec"]["suspend"] = False
+            self.store.update("jobs", job)
+
+        self.do(change)
+
+    def running_pod(self) -> Object:
+        """The Pod that runs, as soon as there is one."""
+        return self.wait_for(
+            lambda: next((p for p in self.pods() if p["status"]["phase"] == "Running"), None)
+        )
+
+    def wait_for(self, found: Callable[[], Any]) -> Any:
+        """What `found` returns, once that is something."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (result := found()):
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.01)
+        return result
+
+    def history(self) -> list[tuple[int, str, str, Object]]:
+        """Every change so far: (revision, type, kind, object)."""
+        return self.do(lambda: list(self.store.history))
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
+            self._failure = error
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self.store = Store()
+        events = Events(self.store)
+        self.controller = JobController(self.store, events, self._backoff_seconds)
+        pods = self.folder / "pods"
+        self.kubelet = Kubelet(self.store, events, self.node, pods, self.volumes)
+        for claim in self.volumes:
+            self.store.create("persistentvolumeclaims", NAMESPACE, {"metadata": {"name": claim}})
+        app = Server(self.store, self.kubelet, self.faults).app()
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", self.port)
+        await site.start()
+        assert site._server is not None
+        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        self._ready.set()
+        try:
+            await self._stop.wait()
+        finally:
+            self.faults.cut_streams()
+            await self.kubelet.stop()
+            await runner.cleanup()
+        if self.kubelet.failures:
+            raise self.kubelet.failures[0]

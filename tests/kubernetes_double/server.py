@@ -1,0 +1,272 @@
+"""The API server: verbs over HTTP, watches, logs, Status bodies, and faults on demand.
+
+Source of the paths and parameters: the Kubernetes API reference; of the bodies: the recordings.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from tests.kubernetes_double import admission
+from tests.kubernetes_double.admission import RefusedError
+from tests.kubernetes_double.api_objects import (
+    body_of,
+    complete_job,
+    conflict,
+    container_state,
+    details_of,
+    kind_of,
+    line_of,
+    merged,
+    missing,
+    name_of,
+    qualified,
+    recent,
+    selector,
+    shown,
+    status_of,
+)
+from tests.kubernetes_double.deletion import delete
+from tests.kubernetes_double.faults import Faults, Request
+from tests.kubernetes_double.kubelet import Kubelet
+from tests.kubernetes_double.store import KINDS, Object, Store, generated_suffix
+
+BACKGROUND = "Background"
+LOG_POLL_SECONDS = 0.02
+
+
+class Server:
+    """Answers requests from the store."""
+
+    def __init__(self, store: Store, kubelet: Kubelet, faults: Faults) -> None:
+        self._store, self._kubelet, self._faults = store, kubelet, faults
+
+    def app(self) -> web.Application:
+        app = web.Application(middlewares=[self._answer], client_max_size=4 << 20)
+        app.router.add_get("/version", self._version)
+        for root in ("/api/v1", "/apis/batch/v1"):
+            app.router.add_get(root, self._resources)
+            app.router.add_route("*", root + "/{kind}", self._collection)
+            app.router.add_route("*", root + "/namespaces/{namespace}/{kind}", self._collection)
+            named = root + "/namespaces/{namespace}/{kind}/{name}"
+            app.router.add_get(named + "/log", self._log)
+            app.router.add_route("*", named, self._object)
+        app.router.add_get("/api", self._versions)
+        app.router.add_get("/apis", self._groups)
+        return app
+
+    @web.middleware
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Let faults and permissions come first; make a Status of what is refused."""
+        try:
+            asked = Request.of(request)
+            await self._faults.before(asked, request)
+            answer = await handler(request)
+            self._faults.after(asked)
+            return answer
+        except RefusedError as refused:
+            return web.json_response(status_of(refused), status=refused.code)
+        except web.HTTPNotFound:
+            return web.json_response(
+                status_of(RefusedError(404, "NotFound", "the server could not find the resource")),
+                status=404,
+            )
+
+    # --- discovery ----------------------------------------------------------------------
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.json_response({"major": "1", "minor": "36", "gitVersion": "v1.36.1"})
+
+    async def _versions(self, request: web.Request) -> web.Response:
+        return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
+
+    async def _groups(self, request: web.Request) -> web.Response:
+        version = {"groupVersion": "batch/v1", "version": "v1"}
+        group = {"name": "batch", "versions": [version], "preferredVersion": version}
+        return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]})
+
+    async def _resources(self, request: web.Request) -> web.Response:
+        group = "batch/v1" if "batch" in request.path else "v1"
+        verbs = "create delete deletecollection get list patch update watch".split()
+        listed = [
+            {
+                "name": k,
+                "singularName": kind.lower(),
+                "namespaced": True,
+                "kind": kind,
+                "verbs": verbs,
+            }
+            for k, (version, kind) in KINDS.items()
+            if version == group
+        ]
+        body = {"kind": "APIResourceList", "groupVersion": group, "resources": listed}
+        return web.json_response(body)
+
+    # --- verbs --------------------------------------------------------------------------
+
+    async def _collection(self, request: web.Request) -> web.StreamResponse:
+        kind, namespace = kind_of(request), request.match_info.get("namespace", "")
+        if request.method == "POST":
+            return web.json_response(self._create(kind, namespace, await body_of(request), request))
+        if request.method != "GET":
+            raise RefusedError(405, "MethodNotAllowed", "the server does not allow this method")
+        if request.query.get("watch") in ("true", "1", "True"):
+            return await self._watch(request, kind, namespace)
+        selected = selector(request)
+        version, kind_name = KINDS[kind]
+        items = [obj for obj in self._store.list(kind, namespace) if selected(obj)]
+        metadata = {"resourceVersion": str(self._store.revision)}
+        body = {"kind": f"{kind_name}List", "apiVersion": version, "metadata": metadata}
+        return web.json_response({**body, "items": items})
+
+    def _create(self, kind: str, namespace: str, given: Object, request: web.Request) -> Object:
+        self._faults.check_namespace(namespace)
+        admission.check_fields(kind, given, strict=request.query.get("fieldValidation") == "Strict")
+        admission.check_create(kind, given)
+        metadata = given["metadata"]
+        if not metadata.get("name"):
+            metadata["name"] = metadata["generateName"] + generated_suffix()
+        name = metadata["name"]
+        if self._store.get(kind, namespace, name) is not None:
+            details = details_of(kind, name)
+            words = f'{qualified(kind)} "{name}" already exists'
+            raise RefusedError(409, "AlreadyExists", words, details)
+        if kind == "jobs":
+            complete_job(given)
+        return self._store.create(kind, namespace, given)
+
+    async def _object(self, request: web.Request) -> web.Response:
+        kind, namespace, name = kind_of(request), request.match_info["namespace"], name_of(request)
+        found = self._store.get(kind, namespace, name)
+        if found is None:
+            raise missing(kind, name)
+        if request.method == "DELETE":
+            return web.json_response(self._delete(kind, found, await body_of(request), request))
+        if request.method in ("PATCH", "PUT"):
+            return web.json_response(self._change(kind, found, await body_of(request), request))
+        return web.json_response(found)
+
+    def _delete(self, kind: str, found: Object, options: Object, request: web.Request) -> Object:
+        metadata = found["metadata"]
+        for field, wanted in options.get("preconditions", {}).items():
+            if metadata.get(field) != wanted:
+                shown = field.replace("uid", "UID")
+                words = f"{shown} in precondition: {wanted}, {shown} in object meta"
+                words = f"Precondition failed: {words}: {metadata.get(field)}"
+                raise conflict(kind, metadata["name"], words)
+        query = request.query
+        policy = options.get("propagationPolicy") or query.get("propagationPolicy") or BACKGROUND
+        grace = options.get("gracePeriodSeconds", query.get("gracePeriodSeconds"))
+        found = delete(self._store, kind, found, policy, None if grace is None else int(grace))
+        if kind == "pods" or "deletionTimestamp" in found["metadata"]:
+            return found
+        details = {**details_of(kind, metadata["name"]), "uid": metadata["uid"]}
+        success = {"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success"}
+        return {**success, "details": details}
+
+    def _change(self, kind: str, found: Object, given: Object, request: web.Request) -> Object:
+        metadata = given.get("metadata", {})
+        wanted = metadata.get("resourceVersion")
+        if wanted and wanted != found["metadata"]["resourceVersion"]:
+            words = "the object has been modified; please apply your changes to the latest version"
+            raise conflict(kind, found["metadata"]["name"], words + " and try again")
+        merge = "merge-patch" in request.content_type
+        if request.method == "PATCH" and not merge:
+            raise RefusedError(415, "UnsupportedMediaType", f"unsupported: {request.content_type}")
+        changed = merged(found, given) if merge else {**given, "status": found.get("status", {})}
+        admission.check_fields(
+            kind, changed, strict=request.query.get("fieldValidation") == "Strict"
+        )
+        admission.check_update(kind, found, changed)
+        return self._store.update(kind, changed)
+
+    # --- streams ------------------------------------------------------------------------
+
+    async def _watch(self, request: web.Request, kind: str, namespace: str) -> web.StreamResponse:
+        selected = selector(request)
+        since = int(request.query.get("resourceVersion") or 0)
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        if since and since < self._store.oldest_revision:
+            gone = status_of(RefusedError(410, "Expired", f"too old resource version: {since}"))
+            await response.write(line_of({"type": "ERROR", "object": gone}))
+            return response
+        seconds = float(request.query.get("timeoutSeconds") or 1800)
+        with contextlib.suppress(ConnectionResetError, asyncio.TimeoutError):
+            async with asyncio.timeout(seconds), self._faults.cuttable(response):
+                if not since:
+                    since = self._store.revision
+                    for obj in filter(selected, self._store.list(kind, namespace)):
+                        await response.write(line_of({"type": "ADDED", "object": obj}))
+                await self._send_changes(response, kind, namespace, since, selected)
+        return response
+
+    async def _send_changes(
+        self,
+        response: web.StreamResponse,
+        kind: str,
+        namespace: str,
+        since: int,
+        selected: Callable[[Object], bool],
+    ) -> None:
+        while True:
+            for revision, what, of_kind, obj in list(self._store.history):
+                if revision <= since:
+                    continue
+                since = revision
+                place = obj["metadata"]["namespace"]
+                if of_kind == kind and namespace in ("", place) and selected(obj):
+                    await response.write(line_of({"type": what, "object": obj}))
+            if since >= self._store.revision:
+                await self._store.change()
+
+    async def _log(self, request: web.Request) -> web.StreamResponse:
+        namespace, name = request.match_info["namespace"], name_of(request)
+        pod = self._store.get("pods", namespace, name)
+        if pod is None:
+            raise missing("pods", name)
+        container = self._kubelet.containers.get(pod["metadata"]["uid"])
+        if container is None:
+            first = pod["spec"]["containers"][0]["name"]
+            words = f'container "{first}" in pod "{name}" is waiting to start: ContainerCreating'
+            raise RefusedError(400, "BadRequest", words)
+        query = request.query
+        lines = container.log.read_bytes().splitlines(keepends=True)
+        offset = sum(map(len, lines))
+        chosen = [line for line in lines if recent(line, query.get("sinceTime"))]
+        if "tailLines" in query:
+            chosen = chosen[-int(query["tailLines"]) :] if int(query["tailLines"]) else []
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        await response.prepare(request)
+        stamped = query.get("timestamps") == "true"
+        with contextlib.suppress(ConnectionResetError):
+            async with self._faults.cuttable(response, log=True):
+                for line in chosen:
+                    await self._faults.log_bytes(response, shown(line, stamped))
+                if query.get("follow") == "true":
+                    await self._follow(response, namespace, pod, offset, stamped)
+        return response
+
+    async def _follow(
+        self, response: web.StreamResponse, namespace: str, pod: Object, offset: int, stamped: bool
+    ) -> None:
+        container = self._kubelet.containers[pod["metadata"]["uid"]]
+        with open(container.log, "rb") as log:
+            log.seek(offset)
+            while True:
+                current = self._store.get("pods", namespace, pod["metadata"]["name"])
+                ended = current is None or "terminated" in container_state(current)
+                position = log.tell()
+                for line in log.readlines():
+                    if not line.endswith(b"\n"):
+                        log.seek(position)
+                        break
+                    position += len(line)
+                    await self._faults.log_bytes(response, shown(line, stamped))
+                if ended:
+                    return
+                await asyncio.sleep(LOG_POLL_SECONDS)

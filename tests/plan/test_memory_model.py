@@ -1,0 +1,159 @@
+"""The memory model: held to real models' sizes and to the reference's published run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.plan.models import GPT_2, GPT_J_6B, LLAMA_3_8B, MODELS
+from trainer.memory_model import (
+    GIB,
+    REFERENCE,
+    USABLE_SHARE,
+    Setting,
+    checkpoint_bytes,
+    choose,
+    gpu_bytes,
+    gpu_parts,
+    host_bytes,
+)
+from trainer.model_shape import ModelShape
+
+GPT_J = ModelShape.from_config(GPT_J_6B)
+
+
+def test_parameters_are_those_of_the_real_models() -> None:
+    # On torch's meta device, in a process of its own: nothing is allocated.
+    code = """
+import json, sys, torch
+from transformers import AutoConfig, AutoModelForCausalLM
+for kind, config in json.load(sys.stdin).items():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    print(kind, sum(p.numel() for p in model.parameters()))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(MODELS), capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    real = dict(line.split() for line in ran.stdout.splitlines())
+    assert real.keys() == MODELS.keys()
+    for kind, config in MODELS.items():
+        planned = ModelShape.from_config(config).parameters
+        assert planned == pytest.approx(int(real[kind]), rel=0.002), kind
+
+
+def test_memory_of_the_references_published_run() -> None:
+    # 37 GB of GPU memory and 115 GB of host memory in use: GPT-J 6B on one A40.
+    assert gpu_bytes(GPT_J, REFERENCE) == pytest.approx(37e9, rel=0.25)
+    assert host_bytes(GPT_J, REFERENCE) == pytest.approx(115e9, rel=0.25)
+
+
+def test_text_part_of_a_model_for_pictures_too_is_what_counts() -> None:
+    whole = {"model_type": "llava", "text_config": LLAMA_3_8B}
+    assert ModelShape.from_config(whole) == ModelShape.from_config(LLAMA_3_8B)
+
+
+@pytest.mark.parametrize("missing", ["n_embd", "n_layer", "n_head", "vocab_size"])
+def test_config_that_says_too_little_is_refused_by_name(missing: str) -> None:
+    config = {name: value for name, value in GPT_J_6B.items() if name != missing}
+    with pytest.raises(ValueError, match=r"config\.json does not say the model's"):
+        ModelShape.from_config(config)
+
+
+def test_model_without_positions_has_no_limit() -> None:
+    config = {name: value for name, value in GPT_J_6B.items() if name != "n_positions"}
+    assert ModelShape.from_config(config).positions is None
+
+
+def test_each_zero_stage_spreads_one_thing_more() -> None:
+    parts = [
+        gpu_parts(GPT_J, Setting(context=2048, zero_stage=stage, processes=8)) for stage in range(4)
+    ]
+    numbers = GPT_J.parameters
+    assert [part["optimizer"] for part in parts] == [12 * numbers] + [12 * numbers // 8] * 3
+    assert [part["weights"] for part in parts] == [2 * numbers] * 3 + [2 * numbers // 8]
+    assert parts[1]["gradients"] - parts[2]["gradients"] > numbers  # 7/8 of them, less a bucket
+
+
+def test_offload_moves_the_optimizer_to_the_host() -> None:
+    near = Setting(context=2048, processes=4, processes_per_node=4)
+    far = replace(near, offload=True)
+    assert gpu_parts(GPT_J, far)["optimizer"] == 0
+    moved = host_bytes(GPT_J, far) - host_bytes(GPT_J, near)
+    # All four share one node: fp32 weights, moments and gradients, and gradients in bf16.
+    assert moved == pytest.approx(18 * GPT_J.parameters, rel=1e-6)
+
+
+def test_chunked_loss_does_not_grow_with_the_batch_as_whole_logits_do() -> None:
+    def loss(batch_size: int, chunked: bool) -> int:
+        setting = Setting(context=2048, batch_size=batch_size, chunked_loss=chunked)
+        return gpu_parts(GPT_J, setting)["loss"]
+
+    assert loss(8, True) < 1.5 * loss(1, True)
+    assert loss(8, False) == 8 * loss(1, False)
+    assert loss(8, True) < loss(8, False) / 10
+
+
+def test_checkpoint_holds_weights_and_both_moments() -> None:
+    assert checkpoint_bytes(GPT_J) == 12 * GPT_J.parameters
+
+
+def test_gpt_j_on_an_a40_is_offloaded_with_the_references_batch() -> None:
+    chosen = choose(GPT_J, Setting(context=2048), int(44.5 * GIB))
+    assert chosen is not None
+    assert chosen.offload
+    assert chosen.batch_size == 4
+    # The room that is left saves computing some layers again.
+    assert 0 < chosen.recomputed(GPT_J) < GPT_J.layers
+
+
+def test_small_model_needs_neither_offload_nor_recomputing() -> None:
+    shape = ModelShape.from_config(GPT_2)
+    chosen = choose(shape, Setting(context=1024), int(44.5 * GIB))
+    assert chosen is not None
+    assert (chosen.offload, chosen.recomputed(shape), chosen.batch_size) == (False, 0, 8)
+
+
+def test_divisor_makes_a_chosen_batch_smaller_but_not_a_given_one() -> None:
+    room, setting = int(44.5 * GIB), Setting(context=2048)
+    divided = choose(GPT_J, setting, room, divisor=2)
+    given = choose(GPT_J, setting, room, batch_size=3, divisor=2)
+    assert divided is not None and given is not None
+    assert (divided.batch_size, given.batch_size) == (2, 3)
+
+
+def test_nothing_is_chosen_where_nothing_fits() -> None:
+    assert choose(GPT_J, Setting(context=2048), 16 * GIB) is None
+    # Stage 0 has no partition that could live elsewhere.
+    assert choose(GPT_J, Setting(context=2048, zero_stage=0), int(44.5 * GIB)) is None
+
+
+@given(
+    memory_gib=st.floats(1, 200),
+    more_gib=st.floats(0, 100),
+    context=st.sampled_from([128, 1024, 2048, 8192]),
+    stage=st.integers(0, 3),
+    processes=st.sampled_from([1, 2, 8]),
+    kind=st.sampled_from(sorted(MODELS)),
+)
+def test_choice_fits_and_more_memory_never_costs_more(
+    memory_gib: float, more_gib: float, context: int, stage: int, processes: int, kind: str
+) -> None:
+    shape = ModelShape.from_config(MODELS[kind])
+    asked = Setting(
+        context=context, zero_stage=stage, processes=processes, processes_per_node=processes
+    )
+    chosen = choose(shape, asked, int(memory_gib * GIB))
+    richer = choose(shape, asked, int((memory_gib + more_gib) * GIB))
+    if chosen is None:
+        return
+    assert gpu_bytes(shape, chosen) <= memory_gib * GIB * USABLE_SHARE
+    assert richer is not None
+    assert richer.offload <= chosen.offload
+    if richer.offload == chosen.offload:
+        assert richer.batch_size >= chosen.batch_size

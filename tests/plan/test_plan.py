@@ -1,0 +1,217 @@
+"""Plans: counts, memory, time and money, and what is refused with its way out."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from flows.parameters import Parameters
+from flows.planning import Place, Plan, plan, seconds
+from infra.catalogue import load_gpus, load_prices
+from tests.plan.models import GPT_2, GPT_J_6B, PYTHIA_12B
+from trainer.memory_model import REFERENCE
+from trainer.model_shape import ModelShape
+
+DEFAULTS = Parameters(run_name="run").model_dump()
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+def planned(
+    config: dict[str, Any] = GPT_J_6B,
+    contexts: int = 49_734,
+    place: Place | None = None,
+    correction: float = 1.0,
+    **parameters: Any,
+) -> Plan:
+    return plan(
+        config,
+        contexts,
+        DEFAULTS | parameters,
+        catalogue=load_gpus(),
+        prices=load_prices(),
+        place=place,
+        correction=correction,
+    )
+
+
+def test_the_references_published_run() -> None:
+    # GPT-J 6B on one A40, 49,734 contexts of 2,048: 2,238 steps of about 66 seconds, with
+    # 37 GB of GPU memory and 115 GB of host memory in use, at 2.00 dollars an hour.
+    made = planned(batch_size=4, gradients=5, train_ratio=0.9, trainer_ram=128)
+    assert made.num_train_contexts == 44_760
+    assert made.steps == 2_238
+    assert made.tokens == 44_760 * 2_048
+    assert made.zero_stage == 3 and made.offload
+    assert made.seconds_per_step == pytest.approx(66, rel=0.25)
+    assert made.gpu_memory_gib * 2**30 == pytest.approx(37e9, rel=0.25)
+    assert made.host_memory_gib * 2**30 == pytest.approx(115e9, rel=0.25)
+    assert made.dollars_per_hour == pytest.approx(2.00)
+    assert made.hours == pytest.approx(2_238 * 66 / 3600, rel=0.25)
+    assert made.dollars == pytest.approx(made.hours * 2.00)
+    assert made.problems == []
+
+
+def test_the_references_own_way_takes_the_time_it_published() -> None:
+    # Eager attention, every layer computed again, whole logits; ours is a little faster.
+    gpu = load_gpus()["A40"]
+    shape = ModelShape.from_config(GPT_J_6B)
+    parts = seconds.step_seconds(shape, REFERENCE, gpu, gradients=5, cores=8)
+    assert sum(parts.values()) == pytest.approx(66, rel=0.1)
+    assert planned(batch_size=4).seconds_per_step < sum(parts.values())
+
+
+def test_several_gpus_spend_time_on_each_other_and_less_on_work() -> None:
+    one = planned(trainer_gpu="H100_NVLINK_80GB", batch_size=1)
+    four = planned(trainer_gpu="H100_NVLINK_80GB", batch_size=1, trainer_gpus=4)
+    assert "between processes" not in one.seconds_parts
+    assert four.seconds_parts["between processes"] > 0
+    assert four.steps == pytest.approx(one.steps / 4, abs=1)
+    assert four.hours < one.hours
+
+
+def test_worked_out_batch_is_the_references() -> None:
+    assert planned(batch_size=-1).batch_size == 4
+
+
+def test_json_has_the_fields_of_the_design() -> None:
+    fields = json.loads(json.dumps(planned().to_dict()))
+    assert fields.keys() >= set(
+        "num_contexts num_train_contexts steps tokens batch_size zero_stage offload gpu_memory_gib "
+        "host_memory_gib checkpoint_gib seconds_per_step hours dollars_per_hour dollars "
+        "problems".split()
+    )
+
+
+def test_parts_add_up() -> None:
+    made = planned()
+    assert sum(made.gpu_memory_parts_gib.values()) == pytest.approx(made.gpu_memory_gib)
+    assert sum(made.host_memory_parts_gib.values()) == pytest.approx(made.host_memory_gib)
+    assert sum(made.seconds_parts.values()) == pytest.approx(made.seconds_per_step)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "ratio", "batch", "gradients", "gpus", "epochs", "steps"),
+    [
+        (100, 1.0, 1, 1, 1, 1, 100),
+        (101, 1.0, 2, 5, 1, 1, 11),  # the last step of an epoch is smaller
+        (101, 1.0, 2, 5, 1, 3, 33),
+        (100, 0.29, 1, 1, 1, 1, 29),
+        (1000, 0.9, 4, 5, 2, 1, 23),
+    ],
+)
+def test_steps_are_those_of_the_training_plan(
+    contexts: int, ratio: float, batch: int, gradients: int, gpus: int, epochs: int, steps: int
+) -> None:
+    made = planned(
+        GPT_2,
+        contexts,
+        context=1024,
+        train_ratio=ratio,
+        batch_size=batch,
+        gradients=gradients,
+        trainer_gpus=gpus,
+        epochs=epochs,
+    )
+    assert made.steps == steps
+
+
+def test_split_of_a_store_goes_before_the_ratio() -> None:
+    catalogue, prices = load_gpus(), load_prices()
+    made = plan(
+        GPT_J_6B, 1000, DEFAULTS, catalogue=catalogue, prices=prices, num_train_contexts=870
+    )
+    assert made.num_train_contexts == 870
+    assert planned(contexts=1000).num_train_contexts == 900
+
+
+def test_earlier_runs_correct_the_time() -> None:
+    once, twice = planned(), planned(correction=2.0)
+    assert twice.seconds_per_step == pytest.approx(2 * once.seconds_per_step)
+
+
+def test_faster_gpus_and_more_of_them_are_faster() -> None:
+    seconds = [
+        planned(trainer_gpu=gpu, trainer_gpus=count, batch_size=1, gradients=8 // count).hours
+        for gpu, count in (("A40", 1), ("A100_NVLINK_80GB", 1), ("A100_NVLINK_80GB", 8))
+    ]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_gpu_without_bf16_is_planned_in_fp16() -> None:
+    assert planned(GPT_2, context=512, trainer_gpu="Tesla_V100_PCIE").precision == "fp16"
+    assert planned(force_fp16=True).precision == "fp16"
+    assert planned().precision == "bf16"
+
+
+def test_class_without_a_price_is_planned_without_money() -> None:
+    prices = load_prices()
+    unpriced = type(prices)(core=prices.core, memory_gib=prices.memory_gib, gpus={})
+    made = plan(GPT_J_6B, 1000, DEFAULTS, catalogue=load_gpus(), prices=unpriced)
+    assert (made.dollars_per_hour, made.dollars) == (None, None)
+    assert made.hours > 0
+
+
+def test_plan_for_a_cpu_needs_host_memory_alone() -> None:
+    place = Place(on_cpu=True, memory_gib=16, cores=2)
+    made = planned(GPT_2, 1000, place, context=128)
+    assert (made.gpu, made.gpu_memory_gib, made.offload, made.precision) == ("", 0.0, False, "fp32")
+    assert 2 < made.host_memory_gib < 16
+    assert made.problems == []
+    assert made.dollars == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"context": 4096}, ["context is larger than the model takes (got 4096)", "context=2048"]),
+        ({"trainer_gpu": "A100"}, ["trainer_gpu is no class", "Did you mean A100_PCIE_40GB or"]),
+        ({"trainer_gpu": "RTX_A5000", "trainer_gpus": 5}, ["trainer_gpus", "The most is 4"]),
+        ({"trainer_gpu": "RTX_A4000"}, ["does not fit the memory of RTX_A4000", "larger"]),
+        ({"batch_size": 64}, ["does not fit", "batch_size=1 or -1"]),
+        ({"zero_stage": 0}, ["does not fit", "zero_stage=3"]),
+        ({"trainer_ram": 64}, ["trainer_ram is too little (got 64 GiB)", "Set trainer_ram="]),
+        ({"budget": {"max_dollars": 5}}, ["budget.max_dollars is too little (got 5)"]),
+        ({"budget": {"max_hours": 0.5}}, ["budget.max_hours is too little (got 0.5)"]),
+        ({"budget": {"deadline": "2030-01-02"}}, ["budget.deadline is too early", "2030-01-0"]),
+        ({"budget": {"deadline": "2030-01-02T00:00:00+02:00"}}, ["budget.deadline"]),
+    ],
+)
+def test_what_cannot_work_is_said_with_its_way_out(
+    parameters: dict[str, Any], words: list[str]
+) -> None:
+    problems = planned(place=Place(now=NOON), **parameters).problems
+    assert len(problems) == 1
+    assert all(word in problems[0] for word in words), problems
+
+
+def test_budget_that_is_enough_is_no_problem() -> None:
+    budget = {"max_dollars": 500, "max_hours": 100, "deadline": "2030-01-09"}
+    assert planned(place=Place(now=NOON), budget=budget).problems == []
+
+
+def test_dataset_smaller_than_a_step_is_refused() -> None:
+    (problem,) = planned(contexts=10, batch_size=4).problems
+    assert "dataset is too small (got 9 contexts to train on). One step takes 20" in problem
+
+
+def test_disk_holds_the_kept_checkpoints_and_one_more() -> None:
+    default = planned()
+    final, tokens = default.parameters * 2, 49_734 * 2048 * 2
+    kept = 4 * default.checkpoint_gib  # two last ones, the best, and the one being written
+    assert default.disk_gib == pytest.approx(kept + (final + tokens) / 2**30)
+    lean = planned(checkpoints={"keep_last": 1, "keep_best": False})
+    assert default.disk_gib - lean.disk_gib == pytest.approx(2 * default.checkpoint_gib)
+    (problem,) = planned(place=Place(free_gib=default.disk_gib - 1)).problems
+    assert "pvc has too little room" in problem
+    assert planned(place=Place(free_gib=default.disk_gib + 1)).problems == []
+
+
+def test_all_problems_are_said_at_once() -> None:
+    made = planned(PYTHIA_12B, 5, Place(free_gib=1), context=4096, trainer_gpu="RTX_A5000")
+    assert len(made.problems) == 4
+
+
+def test_config_that_says_too_little_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not say the model's hidden_size"):
+        planned({"model_type": "gptj"})

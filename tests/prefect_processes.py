@@ -1,0 +1,79 @@
+"""A real Prefect server and process worker on loopback, ended by whoever started them."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.embedded_server import answers
+
+READY_SECONDS = 120
+PREFECT = [sys.executable, "-m", "prefect"]
+
+
+def prefect_environment(folder: Path, api_url: str | None = None) -> dict[str, str]:
+    """An environment in which Prefect keeps to `folder`, and to the server at `api_url`."""
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+        # Several threads that wait for each other on busy cores make tiny models crawl.
+        "OMP_NUM_THREADS": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
+    if api_url:
+        environment["PREFECT_API_URL"] = api_url
+    return environment
+
+
+@contextlib.contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """The API's URL of a server that keeps its database in `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _process(command, prefect_environment(folder), folder / "server.log") as server:
+        deadline = time.monotonic() + READY_SECONDS
+        while not answers(url):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, "the Prefect server did not get ready"
+            time.sleep(0.2)
+        yield url
+
+
+@contextlib.contextmanager
+def process_worker(folder: Path, api_url: str, pool: str, **variables: str) -> Iterator[None]:
+    """A worker on the pool, which it makes."""
+    environment = {**prefect_environment(folder, api_url), **variables}
+    command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process"]
+    with _process(command, environment, folder / "worker.log"):
+        yield
+
+
+@contextlib.contextmanager
+def _process(
+    command: list[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,82 @@
+"""The server as a process: start, ask, replace, stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra import local_service
+from infra.local_service import Service, ServiceError
+
+
+def test_ready_service_answers_and_streams_the_same_text(service: Service) -> None:
+    asked = local_service.ask(service, "The sheriff", max_tokens=12, temperature=0)
+    pieces = list(local_service.stream(service, "The sheriff", max_tokens=12, temperature=0))
+    assert asked
+    assert "".join(pieces) == asked
+    assert len(pieces) > 1
+
+
+def test_curl_command_gets_the_answer(service: Service) -> None:
+    command = local_service.curl_command(service, 'it\'s "noon"', max_new_tokens=3)
+    done = subprocess.run(["sh", "-c", command + " -s"], capture_output=True, text=True, check=True)
+    (prediction,) = json.loads(done.stdout)["predictions"][0]
+    assert prediction["generated_text"].startswith('it\'s "noon"')
+
+
+def test_running_service_is_found_by_its_record(service: Service, volume: Path) -> None:
+    assert local_service.running(volume, "tales") == service
+
+
+def test_record_of_another_process_with_the_same_id_is_not_ours(
+    service: Service, volume: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tales").mkdir()
+    record = json.loads((volume / "tales/service.json").read_text())
+    record["process_started"] = "1"
+    (tmp_path / "tales/service.json").write_text(json.dumps(record))
+    assert local_service.running(tmp_path, "tales") is None
+    assert local_service.stop(tmp_path, "tales") is False
+    assert local_service.running(volume, "tales") == service
+
+
+def test_model_that_cannot_be_served_is_told_with_the_servers_reason(volume: Path) -> None:
+    with pytest.raises(ServiceError, match="model is not a folder on the volume") as caught:
+        local_service.start(volume, "ghost", "ghost/final", timeout_seconds=60)
+    assert caught.value.exit_code == 78
+    assert not (volume / "ghost" / "service.json").exists()
+
+
+def test_sigterm_ends_the_server_with_exit_code_0_after_its_answers(
+    volume: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready.json"
+    config = {"volume": str(volume), "model": "tales/final", "ready_file": str(ready)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "serve", str(tmp_path / "config.json")],
+        env={**os.environ, "FINETUNE_TERMINATION_PATH": str(tmp_path / "outcome.json")},
+    )
+    try:
+        while not ready.exists():
+            assert process.poll() is None
+        url = json.loads(ready.read_text())["url"]
+        body = {"model": "final", "prompt": "The", "max_tokens": 200, "stream": True}
+        body["logit_bias"] = {"0": -100}
+        lines = []
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+            for line in response.iter_lines():
+                lines.append(line)
+                if len(lines) == 1:
+                    process.send_signal(signal.SIGTERM)
+        assert "data: [DONE]" in lines[-2:]
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert json.loads((tmp_path / "outcome.json").read_text())["status"] == "done"

@@ -1,0 +1,109 @@
+"""No encoder is trusted, and no text is cut, without proof."""
+
+import random
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from tests.tokens.agreement import strange_text
+from tests.tokens.conftest import Volume, texts
+from tests.tokens.models import EOT, LLAMA, TEXT, byte_level, save
+from tests.tokens.prose import story
+from trainer.tokens.cuts import cut_bytes, cut_text, first_cut
+from trainer.tokens.encoder import OwnEncoder, fast_encoder, prove
+from trainer.tokens.sanitize import sanitize
+
+
+def without_words() -> Tokenizer:
+    """A byte-level BPE that merges across spaces, as SentencePiece's do."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: at for at, piece in enumerate([EOT, *alphabet, "eĠ", "eĠt", "eĠth"])}
+    merges = [("e", "Ġ"), ("eĠ", "t"), ("eĠt", "h")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def changed(**parts: object) -> str:
+    tokenizer = Tokenizer.from_str(byte_level().to_str())
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    return tokenizer.to_str()
+
+
+@pytest.mark.parametrize("pattern", ["", LLAMA])
+def test_tokenizers_of_gpt2s_kin_are_encoded_fast_and_in_parts(pattern: str):
+    proof = prove(byte_level(pattern).to_str(), [TEXT, story(1, 4_000)])
+    assert proof == (True, True)
+
+
+@pytest.mark.parametrize(
+    "tokenizer_json",
+    [
+        without_words().to_str(),
+        changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        changed(normalizer=normalizers.Prepend("x")),
+    ],
+)
+def test_text_is_not_cut_where_that_would_change_ids(tokenizer_json: str):
+    assert not prove(tokenizer_json, [TEXT, "the the the the the the the the\n" * 9]).cuts
+
+
+def test_text_is_not_cut_where_a_special_token_may_reach_over_a_space():
+    tokenizer = Tokenizer.from_str(byte_level().to_str())
+    tokenizer.add_special_tokens([AddedToken("end of story", normalized=False)])
+    assert not prove(tokenizer.to_str(), ["a"]).cuts
+
+
+def test_a_tokenizer_that_may_not_be_cut_gives_the_models_own_ids(volume: Volume):
+    tokenizer = without_words()
+    save(tokenizer, volume.root / "models/whole", eos_token=EOT)
+    text = story(1, 1_500_000)
+    store = volume.store({"a.txt": text}, model="models/whole", context=4096, boundary_token="")
+    ids = [token for row in texts(store) for token in row]
+    assert ids == [*tokenizer.encode(sanitize(text.encode()).decode()).ids, 0]
+
+
+def test_a_tokenizer_that_the_fast_encoder_refuses_is_used_all_the_same(volume: Volume):
+    vocab = {word: at for at, word in enumerate(["<unk>", "</s>", "the", "rider", "well"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    save(tokenizer, volume.root / "models/words", eos_token="</s>")
+    store = volume.store({"a.txt": "the rider"}, model="models/words", boundary_token="the")
+    assert texts(store) == [[2, 3, 1]]
+    assert store.manifest.encoder.startswith("tokenizers ")
+
+
+@pytest.mark.parametrize("model", ["bytes", "llama"])
+def test_parts_encode_to_the_ids_of_the_whole(model: str):
+    tokenizer = byte_level(LLAMA if model == "llama" else "").to_str()
+    own, fast = OwnEncoder(tokenizer, cuts=False), fast_encoder(tokenizer)
+    assert fast
+    draw = random.Random(0)
+    documents = ["".join(strange_text(draw) for _ in range(6)) for _ in range(60)]
+    wanted = own.encode(documents)[0].tolist()
+    assert fast.encode(documents)[0].tolist() == wanted
+    parts = [part for text in documents for part in cut_text(text, 30)]
+    assert len(parts) > 4 * len(documents)
+    assert own.encode(parts)[0].tolist() == wanted
+    assert OwnEncoder(tokenizer, cuts=True).encode(documents)[0].tolist() == wanted
+
+
+def test_parts_are_sanitized_to_the_text_of_the_whole():
+    draw = random.Random(1)
+    for _ in range(300):
+        text = "".join(strange_text(draw) for _ in range(4))
+        first, *rest = cut_text(text, 20)
+        parts = [sanitize(first.encode()), *(sanitize(b"a" + p.encode())[1:] for p in rest)]
+        assert b"".join(parts) == sanitize(text.encode()), text
+
+
+def test_a_cut_in_bytes_is_the_cut_in_text_wherever_the_window_begins():
+    text = "中文字符 und über日本 the ridge"
+    raw = text.encode()
+    for begin in range(len(raw)):
+        cut = cut_bytes(raw[begin:])
+        if cut is not None:
+            before = raw[: begin + cut].decode()  # between two characters
+            assert first_cut(text, len(before) - 1) == len(before)

@@ -1,0 +1,169 @@
+"""Files of every kind give the same ids, each read as a stream."""
+
+import gzip
+import json
+import os
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from tests.tokens.conftest import Volume, texts
+from tests.tokens.prose import story
+from trainer.errors import RequestError, StepError
+
+STORIES = [story(at, 1_500) for at in range(5)] + ["", "last, without a newline"]
+LINES = "\n".join(json.dumps({"text": text, "id": 1}) for text in STORIES).encode()
+BIG = story("big", 2_600_000).encode()  # three pieces
+
+
+def parquet(rows: list[str | None], column: str = "text") -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({column: rows, "other": list(range(len(rows)))})
+    pyarrow.parquet.write_table(table, sink, row_group_size=2)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("a.jsonl", LINES + b"\n\n"),
+        ("a.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n")),
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES[:100]) + gzip.compress(LINES[100:])),
+        ("a.jsonl.zst", zstandard.compress(LINES)),
+        ("a.jsonl.zst", zstandard.compress(LINES[:100]) + zstandard.compress(LINES[100:])),
+        ("a.parquet", parquet(STORIES)),
+    ],
+)
+def test_documents_are_the_same_in_every_kind_of_file(volume: Volume, name: str, content: bytes):
+    wanted = texts(volume.store({f"{at}.txt": text for at, text in enumerate(STORIES)}))
+    store = volume.store({name: content})
+    assert texts(store) == wanted
+    assert store.manifest.totals["documents"] == len(STORIES) - 1
+    assert store.manifest.totals["empty_documents"] == 1
+    assert store.document_of(0)[0].number == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.md", BIG),
+        ("a.txt.gz", gzip.compress(BIG, 1)),
+        ("a.md.zst", zstandard.compress(BIG)),
+        ("a.jsonl", json.dumps({"text": BIG.decode()}).encode()),
+    ],
+)
+def test_a_long_document_is_the_same_however_it_is_cut(volume: Volume, name: str, content: bytes):
+    options = {"context": 4096, "train_ratio": 0.9}
+    wanted = texts(volume.store({"a.txt": BIG}, **options))
+    assert texts(volume.store({name: content}, **options)) == wanted
+
+
+def test_one_file_may_be_the_dataset(volume: Volume):
+    volume.write({"one.text": STORIES[0], "other.txt": STORIES[1]})
+    store = volume.store(dataset="tales/one.text")
+    assert [source["path"] for source in store.manifest.sources] == ["one.text"]
+
+
+def test_hidden_and_other_files_are_left_out_and_links_that_lead_round_end(volume: Volume):
+    folder = volume.write(
+        {"b.txt": "b", ".c.txt": "c", ".d/e.txt": "e", "f.py": "f", "a/G.TXT": "g"}
+    )
+    os.symlink(folder, folder / "a/loop")
+    store = volume.store()
+    assert [source["path"] for source in store.manifest.sources] == ["a/G.TXT", "b.txt"]
+
+
+def test_texts_of_one_line_are_joined_in_order_of_appearance(volume: Volume):
+    line = '{"text": "one", "x": [{"text": "two"}, 3], "text": ["three", {"y": "no"}]}'
+    wanted = volume.store({"a.txt": "one***\ntwo***\nthree"})
+    assert texts(volume.store({"a.jsonl": line})) == texts(wanted)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_the_text_may_have_another_name(volume: Volume, name: str):
+    content = parquet(["told"], "story") if name.endswith("t") else b'{"story": "told"}'
+    wanted = texts(volume.store({"a.txt": "told"}))
+    assert texts(volume.store({name: content}, text_field="story")) == wanted
+    with pytest.raises(RequestError, match="text_field"):
+        volume.store({name: content})
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(volume: Volume):
+    wanted = texts(volume.store({"a.txt": "a\ufffdb"}))
+    assert texts(volume.store({"a.jsonl": '{"text": "a\\ud83db"}'})) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt.gz", gzip.compress(BIG[:9_000])[:-500]),
+        ("a.jsonl.gz", b"not gzip at all"),
+        ("a.txt.zst", zstandard.compress(BIG[:9_000])[:-50]),
+        ("a.txt.zst", b"not zstandard"),
+        ("a.parquet", parquet(STORIES)[:-9]),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(volume: Volume, name: str, content: bytes):
+    with pytest.raises(RequestError, match=rf"{name} is damaged"):
+        volume.store({name: content})
+
+
+def test_files_on_any_file_system_by_url(volume: Volume):
+    wanted = texts(volume.store({"a.txt": STORIES[0], "b/c.jsonl": LINES}))
+    store = volume.store(dataset=f"file://{volume.root}/tales")
+    assert texts(store) == wanted
+    again = volume.run(dataset=f"file://{volume.root}/tales")
+    assert again.reused
+
+
+# --- S3, as a real server on loopback ---------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch):
+    """An empty bucket on a server of the test's own; yields a client for it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="corpus")
+    yield client
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_bucket_gives_what_a_folder_gives(volume: Volume, bucket):
+    files: dict[str, bytes | str] = {"a.txt": BIG, "b/c.jsonl.gz": gzip.compress(LINES)}
+    files["d.parquet"] = parquet(STORIES)
+    wanted = texts(volume.store(files, context=4096))
+    for name, content in files.items():
+        bucket.put_object(Bucket="corpus", Key=f"v1/{name}", Body=content)
+    bucket.put_object(Bucket="corpus", Key="v10/no.txt", Body=b"of another folder")
+    options = {"dataset": "s3://corpus/v1", "context": 4096}
+    assert texts(volume.store(**options)) == wanted
+    assert volume.run(**options).reused
+    bucket.put_object(Bucket="corpus", Key="v1/e.txt", Body=b"and one more")
+    assert not volume.run(**options).reused
+    store = volume.store(dataset="s3://corpus/v10/no.txt")
+    assert store.manifest.totals["documents"] == 1
+
+
+def test_errors_of_a_bucket_name_the_object(volume: Volume, bucket):
+    with pytest.raises(RequestError, match="s3://corpus/nothing"):
+        volume.run(dataset="s3://corpus/nothing")
+    with pytest.raises((RequestError, StepError), match="no-such-bucket"):
+        volume.run(dataset="s3://no-such-bucket/x")

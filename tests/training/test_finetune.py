@@ -1,0 +1,287 @@
+"""What the finetune step makes, refuses, reuses and says."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.training.forking import Strike, ended_with, log_of, run_step, start_step, wait_for
+from tests.training.volume import CONTEXT, make_config, make_volume, read_lines, write_store
+from trainer.checkpoints import read_manifest, verify
+from trainer.events import parse_event
+from trainer.tokens.store import TokenStore
+from trainer.training.batches import trained_tokens
+
+ENGINE, LOOP = "trainer.training.engine", "trainer.training.loop"
+
+
+def outcome(config: dict[str, Any]) -> dict[str, Any]:
+    path = Path(config["volume"]) / config["run_name"] / "outcomes" / "finetune.json"
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The config of a run that ended well."""
+    config = make_config(make_volume(tmp_path_factory.mktemp("done")))
+    assert run_step("finetune", config) == 0, log_of(config)
+    return config
+
+
+def test_final_is_an_ordinary_model_folder(done: dict[str, Any]) -> None:
+    final = Path(done["volume"]) / "run" / "final"
+    assert verify(final) == []
+    model = AutoModelForCausalLM.from_pretrained(final, attn_implementation="eager")
+    assert AutoTokenizer.from_pretrained(final)("w5 w6")["input_ids"] == [5, 6]
+    golden = json.loads((final / "golden.json").read_text())
+    for answer in golden["prompts"]:
+        ids = torch.tensor([answer["ids"]])
+        log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
+        found = log_probs[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        torch.testing.assert_close(found, torch.tensor(answer["log_probs"]))
+        assert int(log_probs[-1].argmax()) == answer["next_id"]
+    assert "loss on held-out text" in (final / "README.md").read_text()
+
+
+def test_training_learns_what_is_in_the_text(done: dict[str, Any]) -> None:
+    lines = read_lines(Path(done["volume"]) / "run" / "metrics.jsonl")
+    held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert len(held_out) == 3 and held_out[-1] < held_out[0]
+    result = outcome(done)["result"]
+    assert result["eval_loss"] == held_out[-1]
+    assert result["steps"] == 12 and result["final"] == "run/final"
+    assert result["resumed_from"] is None
+
+
+def test_every_token_but_padding_is_trained_on_once_an_epoch(done: dict[str, Any]) -> None:
+    store = TokenStore.open(Path(done["volume"]) / "tokens" / "tiny")
+    once = trained_tokens(store.lengths[: store.manifest.num_train_contexts])
+    assert outcome(done)["result"]["tokens"] == 2 * once
+
+
+def test_event_lines_carry_progress_and_the_lines_of_metrics(done: dict[str, Any]) -> None:
+    events = [e for e in map(parse_event, log_of(done).splitlines()) if e]
+    metrics = [e.fields for e in events if e.kind == "metric"]
+    assert metrics == read_lines(Path(done["volume"]) / "run" / "metrics.jsonl")
+    last = [e.fields for e in events if e.kind == "progress"][-1]
+    assert (last["done"], last["total"], last["unit"]) == (12, 12, "steps")
+
+
+def test_a_finished_run_is_reused_without_torch(done: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(done))
+    code = (
+        "import sys; from trainer.__main__ import main; "
+        f"code = main(['finetune', {str(path)!r}]); "
+        "print(code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "0 False False"
+    assert run_step("finetune", done) == 0
+    assert ended_with(done)["reused"] is True
+
+
+def test_another_request_for_the_same_run_is_refused(done: dict[str, Any]) -> None:
+    other = done | {"request": {"run_name": "run", "epochs": 9}, "epochs": 9}
+    assert run_step("finetune", other) == 78
+    assert "epochs was 2, is 9" in log_of(done)
+
+
+def test_no_resume_puts_the_old_run_aside(tmp_path: Path) -> None:
+    config = make_config(make_volume(tmp_path), epochs=1, attempt="first")
+    assert run_step("finetune", config) == 0
+    again = config | {"no_resume": True, "attempt": "second"}
+    strike = Strike("trainer.training.final:golden_answers", signum=signal.SIGTERM)
+    assert run_step("finetune", again, strike) == 143
+    assert len(list((tmp_path / "run" / "replaced").iterdir())) == 1
+    assert run_step("finetune", again) == 0  # the same attempt goes on
+    assert len(list((tmp_path / "run" / "replaced").iterdir())) == 1
+    assert "goes on from step 6 of 6" in log_of(config)
+
+
+def test_a_context_longer_than_the_model_takes_is_refused(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path)
+    ids = np.ones((8, CONTEXT * 4), dtype="<u2")
+    shutil.rmtree(volume / "tokens")
+    write_store(volume / "tokens" / "tiny", ids, np.full(8, CONTEXT * 4, dtype="<u4"), 8)
+    assert run_step("finetune", make_config(volume)) == 78
+    assert "context is longer than the model can take (got 64)" in log_of(make_config(volume))
+    assert not (volume / "run").exists()
+
+
+def test_wide_token_ids_train_the_same(tmp_path: Path) -> None:
+    narrow, wide = make_volume(tmp_path / "narrow"), make_volume(tmp_path / "wide", wide=True)
+    losses = []
+    for volume in (narrow, wide):
+        config = make_config(volume, epochs=1)
+        assert run_step("finetune", config) == 0, log_of(config)
+        losses.append([line.get("loss") for line in read_lines(volume / "run" / "metrics.jsonl")])
+    assert losses[0] == losses[1]
+
+
+def test_batches_of_another_shape_make_the_same_steps(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path)
+    curves = []
+    for batch_size, gradients in [(4, 1), (1, 4), (2, 2)]:
+        name = f"run-{batch_size}"
+        changes = {"run_name": name, "request": {}, "epochs": 1}
+        config = make_config(volume, batch_size=batch_size, gradients=gradients, **changes)
+        assert run_step("finetune", config) == 0, log_of(config)
+        lines = read_lines(volume / name / "metrics.jsonl")
+        curves.append([line.get("loss", line.get("eval_loss")) for line in lines])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    assert curves[2] == pytest.approx(curves[0], abs=1e-5)
+
+
+def poison(volume: Path, word: int, contexts: list[int]) -> None:
+    """Make a word's embedding infinite, and put it into some contexts alone."""
+    path = volume / "models" / "tiny" / "model.safetensors"
+    weights = load_file(path)
+    weights["transformer.wte.weight"][word] = float("inf")
+    save_file(weights, path, metadata={"format": "pt"})
+    store = TokenStore.open(volume / "tokens" / "tiny")
+    ids, lengths = np.array(store.contexts), np.array(store.lengths)
+    ids[ids == word] = 1
+    ids[contexts, 2] = word
+    shutil.rmtree(volume / "tokens")
+    write_store(volume / "tokens" / "tiny", ids, lengths, store.manifest.num_train_contexts)
+
+
+@pytest.mark.parametrize(("stage", "processes"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
+def test_a_bad_step_is_left_out_and_named(tmp_path: Path, stage: int, processes: int) -> None:
+    volume = make_volume(tmp_path)
+    poison(volume, word=95, contexts=[6])
+    changes = {"zero_stage": stage, "processes": processes, "gradients": 2 // processes}
+    config = make_config(volume, no_shuffle=True, epochs=1, save_steps=0, **changes)
+    assert run_step("finetune", config) == 0, log_of(config)
+    [skipped] = read_lines(volume / "run" / "skipped.jsonl")
+    assert skipped["step"] == 2 and skipped["contexts"] == [6, 7]  # its micro-batch
+    assert skipped["documents"] == ["dataset/made-up.txt#7", "dataset/made-up.txt#8"]
+    lines = read_lines(volume / "run" / "metrics.jsonl")
+    losses = [line for line in lines if "loss" in line]
+    assert [line["loss"] is None for line in losses] == [False, True, *[False] * 4]
+    weights = load_file(volume / "run" / "final" / "model.safetensors")
+    weights["transformer.wte.weight"][95] = 0
+    assert all(torch.isfinite(w).all() for w in weights.values())
+    assert "step 2 was left out" in log_of(config)
+
+
+def test_after_three_bad_steps_it_goes_back_once_and_then_stops(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path)
+    poison(volume, word=95, contexts=[8, 12, 16])  # steps 3 to 5
+    config = make_config(volume, no_shuffle=True, epochs=1, save_steps=1)
+    assert run_step("finetune", config) == 1
+    log = log_of(config)
+    assert "The run goes back to step-00000004, once." in log
+    assert "take a lower learn_rate" in log
+    assert log.count("\nstep 5 was left out") == 2
+
+
+def test_curves_have_each_step_once_after_going_on(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path)
+    config = make_config(volume)
+    run_step("finetune", config, Strike(f"{ENGINE}:Engine.step", 7))
+    assert run_step("finetune", config) == 0, log_of(config)
+    curves = EventAccumulator(str(volume / "logs" / "run" / "tensorboard")).Reload()
+    lines = [x for x in read_lines(volume / "run" / "metrics.jsonl") if "loss" in x]
+    found = curves.Scalars("train/loss")
+    assert [event.step for event in found] == list(range(1, 13))
+    assert [event.value for event in found] == pytest.approx([x["loss"] for x in lines])
+    assert [event.step for event in curves.Scalars("train/eval_loss")] == [4, 8, 12]
+
+
+def test_one_process_that_dies_ends_the_step_and_leaves_none_behind(tmp_path: Path) -> None:
+    config = make_config(make_volume(tmp_path), processes=2, gradients=1, zero_stage=2)
+    strike = Strike(f"{ENGINE}:Engine.backward", 5, rank=1)
+    assert run_step("finetune", config, strike) == 1
+    assert "training process 1 of 2 ended with signal SIGKILL" in log_of(config)
+    leftovers = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert leftovers.stdout == ""
+
+
+def test_the_real_command_trains_in_two_processes_and_stops_on_sigterm(tmp_path: Path) -> None:
+    config = make_config(
+        make_volume(tmp_path), processes=2, gradients=1, zero_stage=1, epochs=2000, save_steps=0
+    )
+    path, log = tmp_path / "config.json", tmp_path / "log"
+    path.write_text(json.dumps(config))
+    with open(log, "wb") as out:
+        step = subprocess.Popen(
+            [sys.executable, "-m", "trainer", "finetune", str(path)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        while step.poll() is None and '"done": 3,' not in log.read_text():
+            time.sleep(0.05)
+        step.send_signal(signal.SIGTERM)
+        assert step.wait(60) == 143, log.read_text()[-3000:]
+    finally:
+        step.kill()
+        step.wait()
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    assert read_manifest(checkpoint).about["step"] == lines[-1]["step"] >= 3
+    assert verify(checkpoint) == []
+    noise = [x for x in log.read_text().splitlines() if not x.startswith("::finetune")]
+    assert len(noise) == 1 and noise[0].startswith("stopped by SIGTERM after step")
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    config = make_config(make_volume(tmp_path), epochs=2000, save_steps=0)
+    pid = start_step("finetune", config)
+    while '"done": 3,' not in log_of(config):
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGSTOP)  # so that both arrive before it can save
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGCONT)
+    os.kill(pid, signal.SIGINT)
+    assert wait_for(pid) == 143
+
+
+def test_lora_trains_adapters_alone_and_merges_them(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path)
+    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
+    base = load_file(volume / "models" / "tiny" / "model.safetensors")
+    runs = []
+    for name, strike in (("whole", None), ("broken", Strike(f"{ENGINE}:Engine.step", 7))):
+        config = make_config(volume, run_name=name, request={}, lora=lora)
+        if strike:
+            assert run_step("finetune", config, strike) == -signal.SIGKILL
+        assert run_step("finetune", config) == 0, log_of(config)
+        runs.append(volume / name)
+    weights = [load_file(run / "final" / "model.safetensors") for run in runs]
+    assert all(torch.equal(weights[1][name], w) for name, w in weights[0].items())
+    changed = {
+        name.split(".")[-2] for name, w in weights[0].items() if not torch.equal(w, base[name])
+    }
+    assert changed == {"q_proj", "v_proj"}
+    assert verify(runs[0] / "final") == []
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(volume / "models" / "tiny")
+    merged = PeftModel.from_pretrained(model, runs[0] / "final" / "adapter").merge_and_unload()
+    for name, weight in merged.state_dict().items():
+        torch.testing.assert_close(weight, weights[0][name])
+    [manifest] = (runs[0] / "checkpoints").glob("step-00000012/manifest.json")
+    size = sum(f["bytes"] for f in json.loads(manifest.read_text())["files"].values())
+    assert size < sum(w.numel() * 12 for w in base.values()) / 4
+
+
+def test_lora_names_what_it_cannot_adapt(tmp_path: Path) -> None:
+    config = make_config(make_volume(tmp_path), lora={"target_modules": ["nothing_like_it"]})
+    assert run_step("finetune", config) == 78
+    assert "Name layers of the model in lora's target_modules" in log_of(config)

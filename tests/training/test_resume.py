@@ -1,0 +1,143 @@
+"""A run that was killed and went on is the run that was never stopped, byte for byte."""
+
+import itertools
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.forking import Strike, log_of, run_step
+from tests.training.volume import make_config, make_volume, read_lines
+from trainer.checkpoints import verify_run
+
+TIMING = {"tokens_per_second", "seconds"}
+ENGINE, LOOP, SAVING = "trainer.training.engine", "trainer.training.loop", "trainer.training.saving"
+
+# In order: each begins where the one before left off. 21 contexts, 4 a step: 6 steps an epoch.
+PLACES = [
+    Strike("trainer.training.process:load_model"),
+    Strike(f"{ENGINE}:Engine.loss", 3),  # in the first forward passes, nothing saved
+    Strike(f"{SAVING}:write_tensors", 1),
+    Strike(f"{SAVING}:seal", 1),
+    Strike(f"{SAVING}:seal", 1, after=True),  # sealed, not verified, not pruned
+    Strike("trainer.training.process:restore"),  # while loading a checkpoint
+    Strike(f"{ENGINE}:Engine.backward", 1, after=True),  # between micro-batches
+    Strike(f"{LOOP}:sample", 1, signum=signal.SIGTERM),  # at step 6, an epoch's edge
+    Strike(f"{ENGINE}:Engine.step", 1, signum=signal.SIGTERM),  # saves in epoch 2
+    Strike(f"{ENGINE}:_ClippingAdamW.step", 1, after=True),  # weights changed, nothing else
+    Strike(f"{LOOP}:held_out_loss", 1),
+    Strike(f"{LOOP}:held_out_loss", 1, signum=signal.SIGTERM),
+    Strike(f"{ENGINE}:Engine.loss", 2, after=True),
+    Strike("trainer.checkpoints.folder:shutil.rmtree", 1),  # a pruned one half deleted
+    Strike("trainer.training.final:golden_answers", 1),
+    Strike("trainer.training.final:seal", 1),
+]
+
+
+def comparable(run: Path) -> dict[str, Any]:
+    """What two runs have to agree in: all but the clock."""
+    metrics = [
+        {k: v for k, v in line.items() if k not in TIMING}
+        for line in read_lines(run / "metrics.jsonl")
+    ]
+    return {
+        "metrics": metrics,
+        "samples": read_lines(run / "samples.jsonl"),
+        "weights": (run / "final" / "model.safetensors").read_bytes(),
+        "golden": (run / "final" / "golden.json").read_bytes(),
+    }
+
+
+def unbroken(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    return _config(tmp_path / "unbroken", **changes)
+
+
+def _config(root: Path, **changes: Any) -> dict[str, Any]:
+    architecture = changes.pop("architecture", "gptj")
+    volume = make_volume(root, architecture, dropout=0.2)
+    (volume / "prompts.txt").write_text("w3 w4\\nw5\n", encoding="utf-8")
+    sampling = {"prompt_tokens": 4, "prompt_samples": 2}
+    return make_config(volume, **{"prompt_file": "prompts.txt", "sampling": sampling} | changes)
+
+
+def assert_same(broken: dict[str, Any], whole: dict[str, Any]) -> None:
+    runs = [Path(config["volume"]) / "run" for config in (broken, whole)]
+    found, expected = (comparable(run) for run in runs)
+    assert found["metrics"] == expected["metrics"]
+    steps = [line["step"] for line in found["metrics"] if "loss" in line]
+    assert steps == list(range(1, 13))
+    assert found == expected
+    assert not any(verify_run(runs[0]).values())
+
+
+def kill_and_go_on(config: dict[str, Any], strikes: list[Strike]) -> None:
+    for strike in strikes:
+        code = run_step("finetune", config, strike)
+        expected = 143 if strike.signum == signal.SIGTERM else -signal.SIGKILL
+        assert code == expected, f"{strike}: {log_of(config)[-3000:]}"
+    assert run_step("finetune", config) == 0, log_of(config)[-3000:]
+
+
+def test_killed_at_every_place_it_is_the_unbroken_run(tmp_path: Path) -> None:
+    whole, broken = unbroken(tmp_path), _config(tmp_path / "broken")
+    for config in (whole, broken):
+        config["save_steps"] = 3
+    assert run_step("finetune", whole) == 0, log_of(whole)[-3000:]
+    kill_and_go_on(broken, PLACES)
+    assert_same(broken, whole)
+
+
+def test_one_process_resumes_exactly_in_the_store_s_order(tmp_path: Path) -> None:
+    changes = {"zero_stage": 3, "gradients": 1, "batch_size": 4, "no_shuffle": True}
+    whole, broken = unbroken(tmp_path, **changes), _config(tmp_path / "broken", **changes)
+    assert run_step("finetune", whole) == 0, log_of(whole)[-3000:]
+    strikes = [Strike(f"{ENGINE}:Engine.step", 6, after=True)]
+    strikes += [Strike(f"{ENGINE}:Engine.loss", 3, signum=signal.SIGTERM)]
+    kill_and_go_on(broken, strikes)
+    assert_same(broken, whole)
+    assert "zero_stage 3 splits nothing over one process" in log_of(broken)
+
+
+ENGINES = [("llama", 0), ("gptj", 1), ("neox", 2), ("gptj", 3)]
+
+
+@pytest.mark.parametrize(("architecture", "stage"), ENGINES)
+def test_two_processes_resume_exactly(tmp_path: Path, architecture: str, stage: int) -> None:
+    changes = {"zero_stage": stage, "gradients": 1, "processes": 2, "architecture": architecture}
+    whole, broken = unbroken(tmp_path, **changes), _config(tmp_path / "broken", **changes)
+    assert run_step("finetune", whole) == 0, log_of(whole)[-3000:]
+    strikes = [
+        Strike(f"{SAVING}:write_tensors", 1, rank=1),  # one process dies while it writes
+        Strike(f"{ENGINE}:Engine.step", 6, signum=signal.SIGTERM),
+        Strike(f"{ENGINE}:Engine.loss", 2, signum=signal.SIGKILL),
+    ]
+    codes = [run_step("finetune", broken, strike) for strike in strikes]
+    assert codes == [1, 143, -signal.SIGKILL], log_of(broken)[-3000:]
+    assert run_step("finetune", broken) == 0, log_of(broken)[-3000:]
+    assert_same(broken, whole)
+
+
+def test_other_processes_and_stages_continue_within_rounding(tmp_path: Path) -> None:
+    whole = unbroken(tmp_path, zero_stage=0)
+    whole["model"] = _without_dropout(Path(whole["volume"]))
+    broken = whole | {"run_name": "broken", "request": {"run_name": "broken"}}
+    assert run_step("finetune", whole) == 0, log_of(whole)[-3000:]
+    kinds = [(1, 2), (2, 3), (2, 0), (1, 3), (2, 1)]
+    for processes, stage in kinds:
+        broken |= {"processes": processes, "zero_stage": stage}
+        strike = Strike(f"{ENGINE}:Engine.step", 2, signum=signal.SIGTERM)
+        assert run_step("finetune", broken, strike) == 143, log_of(broken)[-3000:]
+    assert "sums in another order" in log_of(broken)
+    assert run_step("finetune", broken) == 0, log_of(broken)[-3000:]
+    volume = Path(whole["volume"])
+    lines = [read_lines(volume / name / "metrics.jsonl") for name in ("run", "broken")]
+    for ours, theirs in itertools.zip_longest(*lines):
+        assert ours["step"] == theirs["step"]
+        name = "loss" if "loss" in ours else "eval_loss"
+        assert theirs[name] == pytest.approx(ours[name], abs=1e-4)
+
+
+def _without_dropout(volume: Path) -> str:
+    plain = make_volume(volume / "plain")
+    return str((plain / "models" / "tiny").relative_to(volume))

@@ -1,0 +1,148 @@
+"""A small volume to train on: a tiny model of each architecture, a tokenizer, a token store."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPTJConfig,
+    GPTJForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from trainer.tokens.store import DOCUMENT, FILES, Manifest, file_digest
+
+VOCABULARY = 96
+CONTEXT = 16
+EOT = 0  # padding, too: they are one token, as in the reference
+
+
+def make_model(architecture: str, dropout: float = 0.0, positions: int = CONTEXT * 2) -> Any:
+    torch.manual_seed(7)
+    if architecture == "gptj":
+        return GPTJForCausalLM(
+            GPTJConfig(
+                vocab_size=VOCABULARY,
+                n_embd=32,
+                n_layer=2,
+                n_head=2,
+                rotary_dim=8,
+                n_positions=positions,
+                resid_pdrop=dropout,
+                embd_pdrop=dropout,
+                attn_pdrop=dropout,
+                bos_token_id=EOT,
+                eos_token_id=EOT,
+                tie_word_embeddings=False,
+            )
+        )
+    shared = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": positions,
+        "bos_token_id": EOT,
+        "eos_token_id": EOT,
+    }
+    if architecture == "neox":
+        return GPTNeoXForCausalLM(
+            GPTNeoXConfig(**shared, hidden_dropout=dropout, attention_dropout=dropout)
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(**shared, attention_dropout=dropout, tie_word_embeddings=True)
+    )
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Words w0 to w95, split at spaces; the first is end of text."""
+    words = {"<eot>": EOT, **{f"w{i}": i for i in range(1, VOCABULARY)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eot>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eot>", bos_token="<eot>", pad_token="<eot>"
+    )
+
+
+def make_volume(
+    root: Path,
+    architecture: str = "gptj",
+    contexts: int = 21,
+    held_out: int = 4,
+    dropout: float = 0.0,
+    wide: bool = False,
+) -> Path:
+    """A volume with models/tiny and tokens/tiny; some contexts are shorter than the rest."""
+    model_folder = root / "models" / "tiny"
+    make_model(architecture, dropout).save_pretrained(model_folder)
+    make_tokenizer().save_pretrained(model_folder)
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(CONTEXT // 2, CONTEXT + 1, contexts + held_out).astype("<u4")
+    ids = rng.integers(1, VOCABULARY, (contexts + held_out, CONTEXT))
+    ids[:, 1::2] = (ids[:, 0::2] * 7 + 1) % (VOCABULARY - 1) + 1  # something to learn
+    ids[np.arange(CONTEXT) >= lengths[:, None]] = EOT
+    write_store(root / "tokens" / "tiny", ids.astype("<u4" if wide else "<u2"), lengths, contexts)
+    return root
+
+
+def write_store(folder: Path, ids: np.ndarray, lengths: np.ndarray, num_train: int) -> None:
+    folder.mkdir(parents=True)
+    begins = np.concatenate(([0], np.cumsum(lengths[:-1], dtype="<u8"))).astype("<u8")
+    documents = np.array([(int(b), 0, n) for n, b in enumerate(begins, 1)], dtype=DOCUMENT)
+    for name, array in zip(FILES, (ids, lengths, begins, documents), strict=True):
+        (folder / name).write_bytes(array.tobytes())
+    fields: dict[str, Any] = dict.fromkeys(Manifest.__dataclass_fields__, 0)
+    fields |= {
+        "format": 1,
+        "key": "tiny",
+        "dtype": "uint32" if ids.dtype.itemsize == 4 else "uint16",
+        "context": ids.shape[1],
+        "num_contexts": len(ids),
+        "num_train_contexts": num_train,
+        "num_tokens": int(lengths.sum()),
+        "num_padding": int(ids.size - lengths.sum()),
+        "eot_token_id": EOT,
+        "pad_token_id": EOT,
+        "vocab_size": VOCABULARY,
+        "tokenizer_digest": "0" * 64,
+        "added_tokens": [],
+        "encoder": "test",
+        "options": {},
+        "totals": {},
+        "sources": [{"path": "dataset/made-up.txt"}],
+        "digests": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
+            for name in FILES
+        },
+    }
+    (folder / "manifest.json").write_text(Manifest(**fields).to_json(), encoding="utf-8")
+
+
+def make_config(volume: Path, **changes: Any) -> dict[str, Any]:
+    """A finetune config for the volume: 21 contexts, 2 x 2 a step, 2 epochs."""
+    config: dict[str, Any] = {
+        "volume": str(volume),
+        "run_name": "run",
+        "model": "models/tiny",
+        "tokens": "tokens/tiny",
+        "batch_size": 2,
+        "gradients": 2,
+        "epochs": 2,
+        "learn_rate": 0.01,
+        "save_steps": 4,
+        "zero_stage": 0,
+        "request": {"run_name": "run", "epochs": 2},
+    }
+    return config | changes
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,1 @@
+"""What runs inside a step: tokenizer, training loop, checkpoints, evaluation, server."""

@@ -1,0 +1,95 @@
+"""Run one step: `python -m trainer STEP CONFIG.json`.
+
+Prints text for people and event lines (trainer/events.py), writes the outcome and
+ends with exit code 0 done, 78 the request is wrong, 143 stopped after saving,
+else failed. Loads no torch until a step needs it.
+"""
+
+import argparse
+import importlib
+import signal
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from trainer.config import STEP_CONFIGS, StepConfig, load_step_config
+from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, StepError
+from trainer.outcome import Outcome, write_termination_message
+from trainer.run_folder import RunFolder
+from trainer.steps import STEP_MODULES, StepResult
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Run one step of a finetuning run.",
+        epilog="Exit codes: 0 done, 78 the config or the data is wrong, "
+        "143 stopped by SIGTERM after saving, else it failed.",
+    )
+    parser.add_argument("step", choices=STEP_CONFIGS, help="which step to run")
+    parser.add_argument("config", type=Path, metavar="CONFIG.json", help="the step's configuration")
+    return parser
+
+
+def _stop_on_signal(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(signum).name}")
+
+
+def _run(step: str, config: StepConfig) -> tuple[Outcome, int]:
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+
+    def outcome(status: str, result: StepResult) -> Outcome:
+        return Outcome(
+            step=step,
+            status=status,  # type: ignore[arg-type]
+            message=result.message,
+            reused=result.reused,
+            started=started,
+            seconds=round(time.monotonic() - clock, 3),
+            result=result.result,
+        )
+
+    try:
+        result = importlib.import_module(STEP_MODULES[step]).run(config)
+        return outcome("done", result), EXIT_DONE
+    except RequestError as error:
+        return outcome("refused", StepResult(message=str(error))), error.exit_code
+    except Interrupted as error:
+        return outcome("interrupted", StepResult(message=str(error))), error.exit_code
+    except StepError as error:  # says itself what happened and what to do
+        return outcome("failed", StepResult(message=str(error))), error.exit_code
+    # The last resort of a process: whatever ended the step is printed whole and recorded.
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        return outcome("failed", StepResult(message=message)), EXIT_FAILED
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop_on_signal)
+    signal.signal(signal.SIGINT, _stop_on_signal)
+    try:
+        config = load_step_config(args.step, args.config.read_text(encoding="utf-8"))
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        refused = Outcome(step=args.step, status="refused", message=str(error))
+        write_termination_message(refused)
+        return error.exit_code
+    outcome, exit_code = _run(args.step, config)
+    # A second signal must not cut the outcome off.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if outcome.message:
+        print(outcome.message, file=sys.stderr if exit_code else sys.stdout, flush=True)
+    if config.run_name:
+        RunFolder(config.volume, config.run_name).record_outcome(outcome)
+    write_termination_message(outcome)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

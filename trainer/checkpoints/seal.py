@@ -1,0 +1,135 @@
+"""Seal a folder with a manifest of digests, and tell whether a sealed folder is intact.
+
+A folder is written beside its place, every file synced; `manifest.json` comes last
+and one rename puts the folder in place. `verify` alone decides what is complete.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DamagedError
+from trainer.outcome import sync_folder, write_atomically
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_READ_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a sealed folder holds: `files` maps a path to its bytes and sha256."""
+
+    files: dict[str, dict[str, Any]]
+    about: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """One digest for all of the folder's files."""
+        lines = [f"{self.files[name]['sha256']}  {name}\n" for name in sorted(self.files)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, as a manifest holds them."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def seal(
+    folder: Path,
+    place: Path,
+    about: Mapping[str, Any],
+    known: Mapping[str, dict[str, Any]] | None = None,
+) -> Manifest:
+    """Write the manifest of `folder`, then rename it to `place`.
+
+    Args:
+        folder: Written beside `place`; files not in `known` are read and synced here.
+        place: Must not exist.
+        about: What the manifest says besides the files.
+        known: Records of files that were digested and synced as they were written.
+    """
+    files = dict(known or {})
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files:
+            files[name] = file_record(path)
+            _sync(path)
+    for inner in [p for p in folder.rglob("*") if p.is_dir()]:
+        sync_folder(inner)
+    manifest = Manifest(files=files, about=dict(about))
+    content = {"format": FORMAT, **manifest.about, "files": dict(sorted(files.items()))}
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1))
+    folder.rename(place)
+    sync_folder(place.parent)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a sealed folder; says nothing about its files.
+
+    Raises:
+        DamagedError: There is none, or it can't be read.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = content.pop("files")
+        if content.pop("format") != FORMAT:
+            raise DamagedError(f"{folder.name}/{MANIFEST} has a format this version can't read")
+    except FileNotFoundError as error:
+        raise DamagedError(f"{folder.name} has no {MANIFEST}: it was never completed") from error
+    except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{folder.name}/{MANIFEST} can't be read ({error})") from error
+    return Manifest(files=files, about=content)
+
+
+def verify(folder: Path, digests: bool = True) -> list[str]:
+    """What is wrong with a sealed folder: one sentence each, none when it is intact.
+
+    Args:
+        folder: A checkpoint, or a final model.
+        digests: Read every byte; else sizes alone are compared.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except DamagedError as error:
+        return [str(error)]
+    there = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    problems = [f"{folder.name}/{name} is missing" for name in sorted({*manifest.files} - there)]
+    problems += [
+        f"{folder.name}/{name} does not belong there" for name in sorted(there - {*manifest.files})
+    ]
+    for name in sorted(there & {*manifest.files}):
+        expected = manifest.files[name]
+        size = (folder / name).stat().st_size
+        if size != expected["bytes"]:
+            problems.append(f"{folder.name}/{name} has {size} bytes instead of {expected['bytes']}")
+        elif digests and file_record(folder / name) != expected:
+            problems.append(f"{folder.name}/{name} was altered: its digest is not the manifest's")
+    return problems
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` is sealed and intact."""
+    return not verify(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,349 @@
+"""The configuration of each step, and the types and ranges of every parameter.
+
+One frozen dataclass a step, loaded strictly: an unknown key, a wrong type and a
+value out of range are reported all at once. The type aliases are shared with the
+flow's parameters, so a range stands in one place. Loads no torch: importing this
+costs pydantic alone.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from trainer.errors import RequestError
+
+# --- types and ranges -------------------------------------------------------------------
+
+DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+
+RunName = Annotated[str, StringConstraints(pattern=DNS_LABEL)]
+VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+NonEmpty = Annotated[str, MinLen(1)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Count = Annotated[int, Gt(0)]
+CountOrZero = Annotated[int, Ge(0)]
+Percent = Annotated[int, Ge(0), Le(100)]
+Share = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+PositiveOrZero = Annotated[float, Ge(0)]
+ZeroStage = Annotated[int, Ge(0), Le(3)]
+Order = Literal[
+    "",
+    "size_ascending",
+    "size_descending",
+    "name_ascending",
+    "name_descending",
+    "random",
+    "shuffle",
+    "none",
+]
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be greater than 0, or -1 to work it out")
+    return value
+
+
+def _on_volume(value: str) -> str:
+    if value.startswith("/") or ".." in value.split("/"):
+        raise ValueError("leads out of the volume")
+    return value
+
+
+# Relative to the volume's root; links that lead out of it are refused where they are followed.
+VolumePath = Annotated[str, AfterValidator(_on_volume)]
+BatchSize = Annotated[int, Ge(-1), AfterValidator(_not_zero)]
+BoundaryIndex = Annotated[int, Ge(-1)]
+
+# --- steps ------------------------------------------------------------------------------
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StepConfig:
+    """What every step knows."""
+
+    volume: NonEmpty
+    """Folder where the volume is mounted; every other path is relative to it."""
+    run_name: str = ""
+    """The run this step belongs to; empty for a step on its own."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FetchConfig(StepConfig):
+    """Check what needs the volume to be checked, and bring the base model there."""
+
+    model: NonEmpty
+    """A folder on the volume, else a Hugging Face id, `org/name` or `org/name@revision`."""
+    tokenizer: str = ""
+    """Likewise; empty: the model's own."""
+    trust_remote_code: bool = False
+    """Run code in the model's folder; from the hub it needs a commit, `org/name@COMMIT`."""
+    dataset: NonEmpty
+    """Path on the volume or any fsspec URL."""
+    context: Count = 2048
+    prompt_file: str = ""
+    logs: NonEmpty = "logs"
+    """The volume's folder of logs, which no run may be named like."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """The parameters that define the run: compared with those of an earlier run of the name."""
+    no_resume: bool = False
+    check_only: bool = False
+    """Say what would be refused, and touch nothing: no probe of the volume, no download."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TokenizeConfig(StepConfig):
+    """Make the store of tokenized contexts, or find the one that is there."""
+
+    dataset: NonEmpty
+    """Path on the volume or any fsspec URL."""
+    model: NonEmpty
+    """The base model's folder on the volume."""
+    tokenizer: str = ""
+    """The tokenizer's folder on the volume, where it is not the model's."""
+    retokenize: bool = False
+    sanitize: bool = True
+    reorder: Order = ""
+    random_seed: Seed = 42
+    sampling: Percent = 100
+    eot_token: str = ""
+    pad_token: str = ""
+    boundary_token: str = "\\n"
+    boundary_index: BoundaryIndex = -1
+    context: Count = 2048
+    train_ratio: Share = 0.9
+    text_field: NonEmpty = "text"
+    """Key of the text in JSONL and parquet."""
+    workers: CountOrZero = 0
+    """Processes that encode; 0: one for each core, at most three for memory's sake."""
+    paranoid: bool = False
+    """Read every file again instead of trusting size, mtime and inode."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SamplingConfig:
+    """How text is generated from a prompt."""
+
+    prompt_tokens: Count = 200
+    prompt_samples: Count = 5
+    top_k: CountOrZero = 50
+    top_p: Share = 0.95
+    temperature: Positive = 1.0
+    repetition_penalty: Positive = 1.1
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CheckpointsConfig:
+    """Which checkpoints are kept, and when they are made besides `save_steps`."""
+
+    keep_last: Count = 2
+    """The newest ones that stay."""
+    keep_best: bool = True
+    """Keep the one of the lowest validation loss as well."""
+    max_gib: PositiveOrZero = 0.0
+    """GiB that all may take together; 0: no limit. The newest and the best stay regardless."""
+    every_minutes: PositiveOrZero = 0.0
+    """Minutes between two checkpoints; 0: by `save_steps` alone."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LoraConfig:
+    """Train low-rank adapters instead of all weights."""
+
+    rank: Count = 8
+    """Width of the adapters."""
+    alpha: Positive = 16.0
+    """Adapters count alpha / rank times."""
+    dropout: Share = 0.0
+    """Share of the adapters' input dropped in training."""
+    target_modules: list[str] = field(default_factory=list)
+    """Names of the layers that get one; empty: what peft knows for the architecture."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FinetuneConfig(StepConfig):
+    """Train the base model on a store, from the newest good checkpoint on."""
+
+    model: NonEmpty
+    """The base model's folder on the volume."""
+    tokenizer: str = ""
+    tokens: NonEmpty
+    """The store's folder on the volume."""
+    logs: NonEmpty = "logs"
+    project_id: str = "huggingface"
+    trust_remote_code: bool = False
+    random_seed: Seed = 42
+    no_shuffle: bool = False
+    prompt_file: str = ""
+    prompt_every: CountOrZero = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    learn_rate: PositiveOrZero = 5e-5
+    warmup_ratio: Share = 0.1
+    epochs: Count = 1
+    batch_size: BatchSize = -1
+    batch_size_divisor: Positive = 1.0
+    gradients: Count = 5
+    """Micro-batches accumulated for one optimizer step."""
+    zero_stage: ZeroStage = 3
+    force_fp16: bool = False
+    save_steps: CountOrZero = 500
+    """Optimizer steps between two checkpoints; 0: only at the end."""
+    processes: Count = 1
+    """Training processes on this node: one for each GPU, or CPU processes."""
+    precision: Literal["", "fp32", "bf16", "fp16"] = ""
+    """Of weights in use and activations; empty: bf16 or fp16 on a GPU, fp32 on the CPU."""
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    lora: LoraConfig | None = None
+    """None: all weights are trained."""
+    grace_seconds: Positive = 120.0
+    """Seconds between SIGTERM and the kill that follows: a save has to fit."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """The parameters that define the run, for run.json."""
+    no_resume: bool = False
+    """Put an earlier run of this name aside and start over."""
+    attempt: str = ""
+    """Who asks (a flow run's id): one asker's `no_resume` starts over only once."""
+    earlier_outcomes: list[dict[str, Any]] = field(default_factory=list)
+    """Outcomes of the steps before this one, which first makes the run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateConfig(StepConfig):
+    """Compare the base and the finetuned model on the held-out contexts."""
+
+    model: NonEmpty
+    """The base model's folder on the volume."""
+    tokens: NonEmpty
+    trust_remote_code: bool = False
+    prompt_file: str = ""
+    random_seed: Seed = 42
+    batch_size: BatchSize = -1
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ServeConfig(StepConfig):
+    """Answer requests with a finetuned model."""
+
+    model: NonEmpty
+    """The model's folder on the volume, for instance `{run_name}/final`."""
+    name: NonEmpty = "final"
+    """The model's name in URLs."""
+    host: NonEmpty = "127.0.0.1"
+    port: Annotated[int, Ge(0), Le(65535)] = 0
+    """0: a free one, written to `ready_file`."""
+    ready_file: str = ""
+    """Written (JSON: url, pid, port) once the model has answered."""
+    trust_remote_code: bool = False
+    max_total_tokens: CountOrZero = 0
+    """Most tokens of prompt and answer together; 0: what the model can take."""
+    max_batch: Count = 32
+    """Sequences answered at a time."""
+    max_queue: CountOrZero = 256
+    """Sequences that may wait beyond those; more are told to come back (429)."""
+    request_seconds: Positive = 600.0
+    """Longest time from a request's arrival to the end of its answer."""
+
+
+STEP_CONFIGS: dict[str, type[StepConfig]] = {
+    "fetch": FetchConfig,
+    "tokenize": TokenizeConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
+}
+
+# --- loading ----------------------------------------------------------------------------
+
+Config = TypeVar("Config")
+
+
+def load_step_config(step: str, text: str) -> StepConfig:
+    """Read the JSON configuration of `step`.
+
+    Raises:
+        RequestError: With every problem there is, each naming its key.
+    """
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"the {step} step's config is not JSON ({error})") from error
+    return _validated(STEP_CONFIGS[step], lambda adapter: adapter.validate_json(text))
+
+
+def load_parameters(cls: type[Config], given: Mapping[str, Any]) -> Config:
+    """Make `cls` from what a user typed; numbers may come as strings.
+
+    Raises:
+        RequestError: With every problem there is, each naming its parameter.
+    """
+    return _validated(cls, lambda adapter: adapter.validate_python(dict(given)))
+
+
+def _validated(cls: type[Config], validate: Any) -> Config:
+    adapter = TypeAdapter(cls)
+    try:
+        return validate(adapter)
+    except ValidationError as error:
+        known = list(get_type_hints(cls))
+        raise RequestError(*(_sentence(detail, known) for detail in error.errors())) from error
+
+
+def _sentence(detail: Mapping[str, Any], known: Iterable[str]) -> str:
+    """One problem found by pydantic, in the words of DESIGN's error form."""
+    # pydantic names the dataclass too where a nested value is wrong; users never see that name.
+    name = ".".join(str(part) for part in detail["loc"]) or "the request"
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+        return f"{name} is not a parameter." + (f" Did you mean {near[0]}?" if near else "")
+    if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{name} is required."
+    got = detail["input"]
+    if detail.get("ctx", {}).get("pattern") == DNS_LABEL:
+        return (
+            f"{name} is not a DNS label of at most 40 characters (got {got!r}). "
+            "Use lower-case letters, digits and '-', beginning and ending with a letter or digit."
+        )
+    expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{name} {expected} (got {got!r})."
+
+
+# --- paths on the volume ----------------------------------------------------------------
+
+URL = re.compile(r"^[a-z][a-z0-9+.-]*(::|://)")
+
+
+def is_url(path: str) -> bool:
+    """Whether a dataset is to be read through fsspec rather than from the volume."""
+    return URL.match(path) is not None
+
+
+def path_on_volume(volume: str | Path, name: str, path: str) -> Path:
+    """The place of `path`, which parameter `name` holds, on the volume.
+
+    Args:
+        volume: The volume's root.
+        name: The parameter's name, for the error.
+        path: Relative to the root; need not exist.
+    Raises:
+        RequestError: It is absolute or leads out of the volume, by `..` or a symlink.
+    """
+    root = Path(volume).resolve()
+    resolved = (root / path).resolve()
+    if Path(path).is_absolute() or ".." in Path(path).parts or not resolved.is_relative_to(root):
+        raise RequestError(
+            f"{name} leads out of the volume (got {path!r}). "
+            f"Paths are relative to {root}, without '..' and links that leave it."
+        )
+    return root / path

@@ -1,0 +1,43 @@
+"""What can end a step, and the exit code each cause has.
+
+    StepError                      1    a bug, a lost machine, no memory: may be tried again
+    ├── RequestError              78    the request is wrong (parameter, data, model): never retried
+    ├── DamagedError               1    something on the volume is not what its manifest says
+    └── Interrupted              143    stopped by a signal after saving: run it again to go on
+
+Raise ValueError for a bad argument inside the code; raise RequestError when the
+user has to change something, in the form
+`<what, as the user knows it> <is wrong> (got <value>). <limit>. <what to do>.`
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 75  # of the command line: run it again to go on (EX_TEMPFAIL)
+EXIT_REFUSED = 78  # EX_CONFIG of sysexits.h
+EXIT_TERMINATED = 143  # of a step: 128 + SIGTERM, state saved
+
+
+class StepError(Exception):
+    """A step ended without its result."""
+
+    exit_code = EXIT_FAILED
+
+
+class RequestError(StepError):
+    """The request is wrong; `problems` holds one sentence for each thing to mend."""
+
+    exit_code = EXIT_REFUSED
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DamagedError(StepError):
+    """A file on the volume is missing, cut short or altered."""
+
+
+class Interrupted(StepError):  # noqa: N818 - no error: it did what it was told
+    """SIGTERM or SIGINT arrived, and what there was to save is saved."""
+
+    exit_code = EXIT_TERMINATED

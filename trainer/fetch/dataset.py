@@ -1,0 +1,22 @@
+"""Whether a dataset has text, as the tokenize step will list it; nothing is read."""
+
+from pathlib import Path
+
+from trainer.errors import RequestError
+from trainer.tokens.sources import list_sources
+
+_NAMED = 3  # files to name in a message
+
+
+def check_dataset(volume: Path, dataset: str) -> None:
+    """Raise RequestError where `dataset` is missing, empty or without a file of text."""
+    sources = list_sources(str(volume), dataset)
+    if any(source.size for source in sources):
+        return
+    names = [source.path for source in sources[:_NAMED]]
+    rest = len(sources) - len(names)
+    raise RequestError(
+        f"dataset has empty files only (got {dataset!r} with {', '.join(names)}"
+        + (f" and {rest} more" if rest else "")
+        + "). Text is needed to train on. Copy yours there."
+    )

@@ -1,0 +1,107 @@
+"""What a model's config.json says of its size: plain arithmetic, standard library only.
+
+Reads the names that GPT-2, GPT-Neo, GPT-J, GPT-NeoX, OPT, Bloom, Llama and their kin
+use; imports neither torch nor transformers, so that a plan needs neither.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+_INNER = ("intermediate_size", "n_inner", "ffn_dim")
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+# Kinds whose weights for input and output are one tensor unless the config says otherwise.
+_TIED = ("gpt2", "gpt_neo", "opt", "bloom", "falcon", "gemma", "gpt_bigcode")
+# Kinds that look positions up in a table of weights instead of rotating or biasing.
+_LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode")
+_GATED = ("silu", "swish", "swiglu", "geglu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A decoder's dimensions."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    inner: int
+    """Width of the feed-forward part."""
+    gated: bool
+    """Whether that part has a gate: three matrices instead of two."""
+    vocabulary: int
+    tied: bool
+    """Whether the output layer is the embedding."""
+    positions: int | None
+    """Most tokens in a context; None: no limit is named."""
+    learned_positions: int
+    """Rows of a table of positions, which is part of the weights."""
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer's matrices; norms and biases are left out (below 0.1 %)."""
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = self.width * (2 * queries + 2 * keys)
+        return attention + self.width * self.inner * (3 if self.gated else 2)
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.width
+
+    @property
+    def parameters(self) -> int:
+        tables = self.embedding_parameters * (1 if self.tied else 2)
+        return self.layers * self.layer_parameters + tables + self.learned_positions * self.width
+
+    @property
+    def largest_tensor(self) -> int:
+        """Numbers in the largest weight, which is gathered or reduced as a whole."""
+        return max(self.embedding_parameters, self.width * self.inner)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+        """The shape that a config.json describes.
+
+        Raises:
+            ValueError: It names no width, layers, heads or vocabulary.
+        """
+        text = config.get("text_config")
+        part: Mapping[str, Any] = text if isinstance(text, Mapping) else config
+        kind = str(part.get("model_type", ""))
+        width, layers = _needed(part, _WIDTH), _needed(part, _LAYERS)
+        heads = _needed(part, _HEADS)
+        positions = _first(part, _POSITIONS)
+        activation = str(part.get("hidden_act") or part.get("activation_function") or "")
+        learned = positions if positions and kind in _LEARNED_POSITIONS else 0
+        return cls(
+            layers=layers,
+            width=width,
+            heads=heads,
+            kv_heads=_first(part, ("num_key_value_heads",)) or heads,
+            head_size=_first(part, ("head_dim",)) or width // heads,
+            inner=_first(part, _INNER) or 4 * width,
+            gated=activation in _GATED or kind.startswith("gemma"),
+            vocabulary=_needed(part, ("vocab_size",)),
+            tied=bool(part.get("tie_word_embeddings", kind.startswith(_TIED))),
+            positions=positions,
+            learned_positions=learned,
+        )
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    values = (config.get(name) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def _needed(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    value = _first(config, names)
+    if value is None:
+        raise ValueError(
+            f"config.json does not say the model's {names[0]} (got keys {sorted(config)[:12]}). "
+            f"It is named {' or '.join(names)}. Take the config.json of a causal language model."
+        )
+    return value

@@ -1,0 +1,83 @@
+"""What a step ended with: small JSON, on the volume and in the termination message.
+
+Who launched a step reads the termination message, so it needs no access to the
+volume; who looks at a run later reads `{run_name}/outcomes/{step}.json`.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["done", "refused", "interrupted", "failed"]
+
+# Kubernetes cuts a termination message off at 4,096 bytes.
+TERMINATION_MESSAGE_BYTES = 4096
+TERMINATION_PATH_VARIABLE = "FINETUNE_TERMINATION_PATH"
+KUBERNETES_TERMINATION_PATH = "/dev/termination-log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one step ended.
+
+    `reused` says that the result was there already and verified, so nothing was
+    made. `result` holds what the next step and the summary need: paths relative
+    to the volume, counts, losses.
+    """
+
+    step: str
+    status: Status
+    message: str = ""
+    reused: bool = False
+    started: str = ""  # UTC, ISO 8601
+    seconds: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Outcome":
+        """Raises ValueError for anything that `to_json` did not write."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not an outcome: {text[:200]!r}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `path` so that it is there whole or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new file in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_termination_message(outcome: Outcome) -> None:
+    """Leave the outcome where the backend that started this process looks for it."""
+    path = Path(os.environ.get(TERMINATION_PATH_VARIABLE, KUBERNETES_TERMINATION_PATH))
+    text = json.dumps(dataclasses.asdict(outcome))
+    if len(text.encode()) > TERMINATION_MESSAGE_BYTES:
+        short = dataclasses.replace(outcome, message=outcome.message[:2000], result={})
+        text = json.dumps(dataclasses.asdict(short))
+    if path == Path(KUBERNETES_TERMINATION_PATH):
+        if path.exists():  # made by the kubelet; a file bind mount can't be renamed over
+            path.write_text(text)
+    else:
+        write_atomically(path, text)

@@ -1,0 +1,1 @@
+"""The inference server: continuous batching behind the kserve SDK's model server."""

@@ -1,0 +1,73 @@
+"""A request's JSON body as a checked dataclass, or a sentence for each thing wrong with it."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+Body = TypeVar("Body")
+
+
+class ApiError(Exception):
+    """What a client gets instead of an answer: a status, a sentence, the field it is about."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """The JSON object in a request's body, whatever its content type says."""
+    try:
+        given = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested without end
+        raise ApiError(400, f"the body is not JSON ({error}).") from error
+    if not isinstance(given, dict):
+        raise ApiError(400, f"the body is not a JSON object (got {type(given).__name__}).")
+    return given
+
+
+def checked_body(cls: type[Body], given: Any) -> Body:
+    """`given` as `cls`.
+
+    Raises:
+        ApiError: 400 with every problem there is, the first one's field as `param`.
+    """
+    try:
+        # By way of JSON, where "strict" means JSON's own types: an integer is a number,
+        # a list is a tuple, and the text "5" is no number.
+        return TypeAdapter(cls).validate_json(json.dumps(given))
+    except ValidationError as error:
+        known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        problems: dict[str, str] = {}
+        for detail in error.errors():
+            field = str(detail["loc"][0]) if detail["loc"] else "the body"
+            # A field of several types has a problem with each; one sentence will do.
+            problems.setdefault(field, _sentence(detail, field, known, given))
+        raise ApiError(400, " ".join(problems.values()), next(iter(problems))) from error
+
+
+def _sentence(detail: Mapping[str, Any], field: str, known: list[str], given: Any) -> str:
+    if detail["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+        return f"{field} is not a parameter." + (f" Did you mean {near[0]}?" if near else "")
+    if detail["type"].startswith("missing"):
+        return f"{field} is required."
+    got = repr(given.get(field) if isinstance(given, dict) else given)
+    expected = detail["msg"].removeprefix("Input ")
+    return f"{field} {expected} (got {got if len(got) <= 80 else got[:77] + '...'})."
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,35 @@
+"""The engine's figures at `/metrics`, beside those of kserve."""
+
+from collections.abc import Iterator
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from trainer.serving.engine import Engine
+
+
+class EngineMetrics(Collector):
+    """Read from the engine when somebody asks, so counting costs a request nothing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self._engine
+        yield GaugeMetricFamily(
+            "finetune_sequences_waiting", "Sequences in the queue", engine.waiting
+        )
+        yield GaugeMetricFamily(
+            "finetune_sequences_under_way", "Sequences being read or answered", engine.under_way
+        )
+        yield CounterMetricFamily(
+            "finetune_tokens", "Tokens answered since the start", engine.num_answered
+        )
+        yield CounterMetricFamily(
+            "finetune_forward_passes", "Forward passes that answered them", engine.num_passes
+        )
+
+
+def register(engine: Engine) -> None:
+    REGISTRY.register(EngineMetrics(engine))

@@ -1,0 +1,192 @@
+"""Keys and values of a batch whose rows join and leave between tokens.
+
+Rows are aligned at their right end, as left-padded prompts are: every row's next
+token goes into the same column, and the model is given an ordinary two-dimensional
+attention mask and position ids. So every architecture that transformers can
+generate with works here, local attention (GPT-Neo) and rotary positions included.
+The buffers are kept with room to spare, so a token costs no copy of what is there.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+SPARE_COLUMNS = 256  # tokens that fit before a buffer is made anew
+SPARE_ROWS = 4
+
+
+class _Extent:
+    """What part of the buffers is in use: rows [0, rows), columns [first, end)."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.first = 0
+        self.end = 0
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's keys and values, each (row capacity, heads, column capacity, head size)."""
+
+    is_sliding = False
+
+    def __init__(self, extent: _Extent) -> None:
+        super().__init__()
+        self.extent = extent
+        self.buffers: list[torch.Tensor] = []
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        rows = self.extent.rows + SPARE_ROWS
+        columns = self.extent.end + key_states.shape[2] + SPARE_COLUMNS
+        self.buffers = [_zeros(key_states, rows, columns), _zeros(value_states, rows, columns)]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new columns, shape (rows, heads, T, head size), and return all in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, first, end = self.extent.rows, self.extent.first, self.extent.end
+        after = end + key_states.shape[2]
+        keys, values = self.buffers
+        keys[:rows, :, end:after] = key_states
+        values[:rows, :, end:after] = value_states
+        return keys[:rows, :, first:after], values[:rows, :, first:after]
+
+    def take_row(self, row: int, source: "_Layer", source_row: int, length: int) -> None:
+        """Copy the last `length` columns of a row of another batch."""
+        end, source_end = self.extent.end, source.extent.end
+        for mine, theirs in zip(self.buffers, source.buffers, strict=True):
+            mine[row, :, end - length : end] = theirs[
+                source_row, :, source_end - length : source_end
+            ]
+
+    def move_row(self, source: int, target: int) -> None:
+        used = slice(self.extent.first, self.extent.end)
+        for buffer in self.buffers:
+            buffer[target, :, used] = buffer[source, :, used]
+
+    def enlarge(self, rows: int, columns: int, end: int) -> None:
+        """Move what is in use into larger buffers, to columns that end at `end`."""
+        extent = self.extent
+        begin = end - (extent.end - extent.first)
+        for index, old in enumerate(self.buffers):
+            new = _zeros(old, rows, columns)
+            new[: extent.rows, :, begin:end] = old[: extent.rows, :, extent.first : extent.end]
+            self.buffers[index] = new
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.extent.end - self.extent.first
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class BatchCache(Cache):
+    """The cache of one batch; `lengths` says how many tokens each row holds."""
+
+    def __init__(self, prompts: int = 0) -> None:
+        """An empty cache, or one for `prompts` that are read together, left-padded."""
+        super().__init__(layers=[])
+        self._own: list[_Layer] = self.layers  # type: ignore[assignment]
+        self._extent = _Extent()
+        self._extent.rows = prompts
+        self.lengths = [0] * prompts
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        while len(self._own) <= layer_idx:
+            self._own.append(_Layer(self._extent))
+        return self._own[layer_idx].update(key_states, value_states)
+
+    def inputs_for(
+        self, lengths_after: Sequence[int], columns: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention mask and position ids for `columns` more tokens in every row.
+
+        Args:
+            lengths_after: Tokens each row holds then; the rest of a row is padding.
+            columns: New columns, T.
+        Returns:
+            Mask, shape (rows, columns in use + T), and positions, shape (rows, T).
+        """
+        self._make_room(columns)
+        view = self._extent.end - self._extent.first + columns
+        lengths = torch.tensor(lengths_after).unsqueeze(1)  # (rows, 1)
+        mask = (torch.arange(view) >= view - lengths).long()
+        positions = (lengths - columns + torch.arange(columns)).clamp(min=0)
+        return mask, positions
+
+    def advance(self, lengths_after: Sequence[int], columns: int) -> None:
+        """Count `columns` new columns as stored, after the model ran."""
+        self.lengths = list(lengths_after)
+        self._extent.end += columns
+
+    def join(self, other: "BatchCache", row: int) -> None:
+        """Take in one row of `other` as the last row here."""
+        length, place = other.lengths[row], len(self.lengths)
+        if not self.lengths:
+            self._extent.end = length
+        self._make_room(0, rows=place + 1, length=length)
+        self._extent.rows = place + 1
+        for index, source in enumerate(other._own):
+            if index == len(self._own):
+                layer = _Layer(self._extent)
+                layer.lazy_initialization(*(b[:, :, :0] for b in source.buffers))
+                self._own.append(layer)
+            self._own[index].take_row(place, source, row, length)
+        self.lengths.append(length)
+        self._fit()
+
+    def leave(self, row: int) -> None:
+        """Drop a row; the last one takes its place. The buffers go with the last row."""
+        last = len(self.lengths) - 1
+        if row != last:
+            for layer in self._own:
+                layer.move_row(last, row)
+        self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+        if not self.lengths:
+            self._own.clear()
+            self._extent.end = 0
+        self._fit()
+
+    def follow(self, row: int) -> None:
+        """Give every row the last column of one: they all go on from its token."""
+        for layer in self._own:
+            for buffer in layer.buffers:
+                last = buffer[: self._extent.rows, :, self._extent.end - 1]
+                last[:] = last[row].clone()
+
+    def _fit(self) -> None:
+        self._extent.rows = len(self.lengths)
+        self._extent.first = self._extent.end - max(self.lengths, default=0)
+
+    def _make_room(self, columns: int, rows: int = 0, length: int = 0) -> None:
+        """Make new buffers where `columns` more, or a row of `length`, do not fit."""
+        if not self._own:
+            return
+        extent = self._extent
+        have_rows, _, have_columns, _ = self._own[0].buffers[0].shape
+        if extent.end + columns <= have_columns and rows <= have_rows and length <= extent.end:
+            return
+        used = extent.end - extent.first
+        end = max(used, length)
+        for layer in self._own:
+            layer.enlarge(max(rows, extent.rows) + SPARE_ROWS, end + columns + SPARE_COLUMNS, end)
+        extent.first, extent.end = end - used, end
+
+
+def _zeros(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    # Zeros, not what memory holds: a masked value still counts as 0 x value, and 0 x NaN is NaN.
+    return like.new_zeros(rows, like.shape[1], columns, like.shape[3])

@@ -1,0 +1,222 @@
+"""OpenAI's chat completions, for models whose tokenizer has a chat template.
+
+Source: the OpenAPI document of the OpenAI API, `CreateChatCompletionRequest` and
+`CreateChatCompletionResponse`. Fields that mean nothing here are refused, not ignored.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le, MinLen
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from jinja2 import TemplateError
+from pydantic.dataclasses import dataclass
+
+from trainer.config import Count, CountOrZero, Positive
+from trainer.serving.bodies import ApiError
+from trainer.serving.openai_format import (
+    STRICT,
+    LogitBias,
+    Penalty,
+    Seed,
+    Share,
+    StreamOptions,
+    Temperature,
+    after,
+    check_name,
+    error_body,
+    sampling_of,
+    sse,
+    stop_of,
+    token_text,
+    usage_of,
+)
+from trainer.serving.reference_api import MAX_SEQUENCES
+from trainer.serving.sequences import Event, SequenceRequest, TokenLogprob
+from trainer.serving.service import Answer, Service, absorb
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ContentPart:
+    text: str
+    type: Literal["text"] = "text"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Message:
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+    def for_template(self) -> dict[str, str]:
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": text, **named}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ChatBody:
+    """`CreateChatCompletionRequest`, and of transformers' settings those it lacks."""
+
+    model: str
+    messages: Annotated[list[Message], MinLen(1)]
+    frequency_penalty: Penalty | None = 0.0
+    logit_bias: LogitBias | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Ge(0), Le(20)] | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    n: Annotated[int, Ge(1), Le(MAX_SEQUENCES)] | None = 1
+    presence_penalty: Penalty | None = 0.0
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: Temperature | None = 1.0
+    top_p: Share | None = 1.0
+    user: str | None = None
+    # Not OpenAI's, as other servers of open models have them.
+    top_k: CountOrZero | None = 0
+    repetition_penalty: Positive | None = 1.0
+
+
+class Chat:
+    """One request to `/v1/chat/completions`."""
+
+    def __init__(self, service: Service, body: ChatBody) -> None:
+        check_name(service, body.model)
+        self.service = service
+        self.body = body
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.prompt_ids = self._prompt()
+        self.requests = [self._sequence(index) for index in range(body.n or 1)]
+
+    def _prompt(self) -> tuple[int, ...]:
+        """The conversation's token ids, up to where the assistant's answer begins."""
+        tokenizer = self.service.tokenizer
+        if not tokenizer.chat_template:
+            raise ApiError(
+                400,
+                f"model {self.service.name!r} has no chat template. Ask it at /v1/completions.",
+                "model",
+            )
+        messages = [message.for_template() for message in self.body.messages]
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise ApiError(
+                400, f"messages do not fit the model's chat template ({error}).", "messages"
+            ) from error
+        # The template has written the special tokens.
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.service.checked_ids(ids, "messages")
+
+    def _sequence(self, index: int) -> SequenceRequest:
+        body, service = self.body, self.service
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs. Set it to true.", "top_logprobs")
+        name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        room = service.max_total_tokens - len(self.prompt_ids)
+        wanted = body.max_completion_tokens or body.max_tokens or max(1, room)
+        return SequenceRequest(
+            prompt_ids=self.prompt_ids,
+            max_new_tokens=service.room_for(self.prompt_ids, wanted, name),
+            sampling=sampling_of(service, body, index),
+            stop=stop_of(body.stop),
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+
+    async def respond(self) -> Response:
+        if not self.body.stream:
+            return JSONResponse(self._whole(await self.service.answers(self.requests)))
+        events = self.service.events(self.requests)
+        first = await anext(events)  # what refuses the request, refuses it with its status
+        return StreamingResponse(
+            self._stream(first, events),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache"},
+        )
+
+    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": self._logprobs(answer.tokens),
+                "finish_reason": answer.finish,
+            }
+            for index, answer in enumerate(answers)
+        ]
+        usage = self._usage(answers)
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage}
+
+    async def _stream(
+        self, first: list[Event], events: AsyncIterator[list[Event]]
+    ) -> AsyncIterator[str]:
+        answers = [Answer() for _ in self.requests]
+        for index in range(len(answers)):
+            yield self._chunk(index, {"role": "assistant", "content": ""}, [], None)
+        try:
+            async for batch in after(first, events):
+                for event in batch:
+                    absorb(answers[event.index], event)
+                    delta = {"content": event.text} if event.text else {}
+                    scored = [event.token] if event.token else []
+                    yield self._chunk(event.index, delta, scored, event.finish)
+        except ApiError as error:
+            yield sse({"error": error_body(error)})
+            return
+        if self._with_usage:
+            head = self._head("chat.completion.chunk")
+            yield sse({**head, "choices": [], "usage": self._usage(answers)})
+        yield "data: [DONE]\n\n"
+
+    def _chunk(
+        self, index: int, delta: dict[str, str], scored: list[TokenLogprob], finish: str | None
+    ) -> str:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(scored) if scored else None,
+            "finish_reason": finish,
+        }
+        usage = {"usage": None} if self._with_usage else {}
+        return sse({**self._head("chat.completion.chunk"), "choices": [choice], **usage})
+
+    @property
+    def _with_usage(self) -> bool:
+        options = self.body.stream_options
+        return bool(options and options.include_usage)
+
+    def _logprobs(self, scored: list[TokenLogprob]) -> dict[str, Any] | None:
+        if not self.body.logprobs:
+            return None
+        content = [
+            {
+                **self._scored(token.token_id, token.logprob),
+                "top_logprobs": [self._scored(*pair) for pair in token.top],
+            }
+            for token in scored
+        ]
+        return {"content": content, "refusal": None}
+
+    def _scored(self, token_id: int, logprob: float | None) -> dict[str, Any]:
+        text = token_text(self.service, token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.service.name,
+        }
+
+    def _usage(self, answers: list[Answer]) -> dict[str, int]:
+        return usage_of(len(self.prompt_ids), sum(len(answer.ids) for answer in answers))

@@ -1,0 +1,262 @@
+"""OpenAI's completions, with the field names and types of its API description.
+
+Source: the OpenAPI document of the OpenAI API, `CreateCompletionRequest` and
+`CreateCompletionResponse`. Fields that mean nothing here are refused, not ignored.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic.dataclasses import dataclass
+
+from trainer.config import CountOrZero, Positive
+from trainer.serving.bodies import ApiError
+from trainer.serving.openai_format import (
+    STRICT,
+    LogitBias,
+    Penalty,
+    Seed,
+    Share,
+    StreamOptions,
+    Temperature,
+    after,
+    check_name,
+    error_body,
+    sampling_of,
+    sse,
+    stop_of,
+    token_text,
+    usage_of,
+)
+from trainer.serving.reference_api import MAX_SEQUENCES
+from trainer.serving.sequences import Event, SequenceRequest, TokenLogprob
+from trainer.serving.service import Answer, Service, absorb
+
+DEFAULT_MAX_TOKENS = 16
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CompletionsBody:
+    """`CreateCompletionRequest`, and of transformers' settings those it lacks."""
+
+    model: str
+    prompt: str | list[str] | list[int] | list[list[int]] = "<|endoftext|>"
+    best_of: Annotated[int, Ge(0), Le(20)] | None = None
+    echo: bool | None = False
+    frequency_penalty: Penalty | None = 0.0
+    logit_bias: LogitBias | None = None
+    logprobs: Annotated[int, Ge(0), Le(MAX_LOGPROBS)] | None = None
+    max_tokens: CountOrZero | None = DEFAULT_MAX_TOKENS
+    n: Annotated[int, Ge(1), Le(MAX_SEQUENCES)] | None = 1
+    presence_penalty: Penalty | None = 0.0
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    suffix: None = None
+    temperature: Temperature | None = 1.0
+    top_p: Share | None = 1.0
+    user: str | None = None
+    # Not OpenAI's, as other servers of open models have them.
+    top_k: CountOrZero | None = 0
+    repetition_penalty: Positive | None = 1.0
+    min_tokens: CountOrZero | None = 0
+    return_token_ids: bool | None = False
+
+
+class Completion:
+    """One request to `/v1/completions`."""
+
+    def __init__(self, service: Service, body: CompletionsBody) -> None:
+        check_name(service, body.model)
+        self.service = service
+        self.body = body
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.n = body.n or 1
+        self.prompts = self._prompts()
+        self.requests = [
+            self._sequence(ids, index * self._each + choice)
+            for index, (_, ids) in enumerate(self.prompts)
+            for choice in range(self._each)
+        ]
+        if len(self.requests) > MAX_SEQUENCES:
+            raise ApiError(
+                400,
+                f"n asks for too many answers (got {len(self.requests)} with all prompts). "
+                f"One request may have {MAX_SEQUENCES}.",
+                "n",
+            )
+
+    @property
+    def _each(self) -> int:
+        """Sequences made for each prompt."""
+        best_of = self.body.best_of or self.n
+        if best_of < self.n:
+            raise ApiError(400, f"best_of is less than n (got {best_of}).", "best_of")
+        if best_of > self.n and self.body.stream:
+            raise ApiError(400, "best_of can't be streamed. Leave out either.", "best_of")
+        return best_of
+
+    def _prompts(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Text and token ids of each prompt."""
+        prompt = self.body.prompt
+        if isinstance(prompt, str):
+            prompt = [prompt]
+        elif prompt and isinstance(prompt[0], int):
+            prompt = [prompt]  # type: ignore[list-item]
+        if not prompt:
+            raise ApiError(400, "prompt is empty. Give at least one.", "prompt")
+        pairs = []
+        for one in prompt:
+            if isinstance(one, str):
+                pairs.append((one, self.service.encode(one, "prompt")))
+            else:
+                ids = self.service.checked_ids(list(one), "prompt")  # type: ignore[arg-type]
+                pairs.append((self._text(ids), ids))
+        return pairs
+
+    def _text(self, ids: tuple[int, ...]) -> str:
+        text = self.service.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _sequence(self, prompt_ids: tuple[int, ...], index: int) -> SequenceRequest:
+        body = self.body
+        wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        if wanted == 0 and not body.echo:
+            raise ApiError(400, "max_tokens is 0, which needs echo. Ask for more.", "max_tokens")
+        if body.max_tokens is None:
+            wanted = min(wanted, self.service.max_total_tokens - len(prompt_ids))
+        logprobs = body.logprobs
+        if self._each > self.n and logprobs is None:
+            logprobs = 0  # best_of chooses by them
+        return SequenceRequest(
+            prompt_ids=prompt_ids,
+            max_new_tokens=self.service.room_for(prompt_ids, wanted, "max_tokens"),
+            min_new_tokens=min(body.min_tokens or 0, wanted),
+            sampling=sampling_of(self.service, body, index),
+            stop=stop_of(body.stop),
+            top_logprobs=logprobs,
+            prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+        )
+
+    async def respond(self) -> Response:
+        if not self.body.stream:
+            return JSONResponse(self._whole(await self.service.answers(self.requests)))
+        events = self.service.events(self.requests)
+        first = await anext(events)  # what refuses the request, refuses it with its status
+        return StreamingResponse(
+            self._stream(first, events),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache"},
+        )
+
+    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
+        generated = sum(len(answer.ids) for answer in answers)
+        choices = []
+        for index, (text, ids) in enumerate(self.prompts):
+            of_prompt = answers[index * self._each : (index + 1) * self._each]
+            if self._each > self.n:
+                of_prompt = sorted(of_prompt, key=_mean_logprob, reverse=True)[: self.n]
+            choices += [self._choice(text, ids, answer) for answer in of_prompt]
+        for index, choice in enumerate(choices):
+            choice["index"] = index
+        return {**self._head(), "choices": choices, "usage": self._usage(generated)}
+
+    def _choice(self, prompt: str, ids: tuple[int, ...], answer: Answer) -> dict[str, Any]:
+        echo = bool(self.body.echo)
+        scored = [*answer.prompt, *answer.tokens]
+        token_ids = {"token_ids": answer.ids, "prompt_token_ids": ids}
+        return {
+            "text": (prompt if echo else "") + answer.text,
+            "index": 0,
+            "logprobs": self._logprobs(scored, 0) if self.body.logprobs is not None else None,
+            "finish_reason": answer.finish,
+            **(token_ids if self.body.return_token_ids else {}),
+        }
+
+    def _logprobs(self, scored: list[TokenLogprob], offset: int) -> dict[str, Any]:
+        """Parallel lists, one entry a token; offsets are characters into the text."""
+        tokens = [token_text(self.service, t.token_id) for t in scored]
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token)
+        tops: list[dict[str, float] | None] = [
+            None
+            if t.logprob is None
+            else {token_text(self.service, i): value for i, value in t.top}
+            for t in scored
+        ]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [t.logprob for t in scored],
+            "top_logprobs": tops if self.body.logprobs else None,
+            "text_offset": offsets,
+        }
+
+    async def _stream(
+        self, first: list[Event], events: AsyncIterator[list[Event]]
+    ) -> AsyncIterator[str]:
+        answers = [Answer() for _ in self.requests]
+        offsets = [0] * len(answers)
+        options = self.body.stream_options
+        with_usage = bool(options and options.include_usage)
+        if self.body.echo and self.body.logprobs is None:
+            for index in range(len(answers)):
+                yield self._chunk(
+                    index, self.prompts[index // self._each][0], None, None, with_usage
+                )
+        try:
+            async for batch in after(first, events):
+                for event in batch:
+                    absorb(answers[event.index], event)
+                    yield self._event(event, offsets, with_usage)
+        except ApiError as error:
+            yield sse({"error": error_body(error)})
+            return
+        if with_usage:
+            usage = self._usage(sum(len(answer.ids) for answer in answers))
+            yield sse({**self._head(), "choices": [], "usage": usage})
+        yield "data: [DONE]\n\n"
+
+    def _event(self, event: Event, offsets: list[int], with_usage: bool) -> str:
+        text, logprobs = event.text, None
+        scored = [*event.prompt, *([event.token] if event.token else [])]
+        if event.prompt:
+            text = self.prompts[event.index // self._each][0] + text
+        if scored and self.body.logprobs is not None:
+            logprobs = self._logprobs(scored, offsets[event.index])
+            offsets[event.index] += sum(len(token) for token in logprobs["tokens"])
+        return self._chunk(event.index, text, logprobs, event.finish, with_usage)
+
+    def _chunk(
+        self, index: int, text: str, logprobs: Any, finish: str | None, with_usage: bool
+    ) -> str:
+        choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}
+        chunk: dict[str, Any] = {**self._head(), "choices": [choice]}
+        if with_usage:
+            chunk["usage"] = None
+        return sse(chunk)
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.service.name,
+        }
+
+    def _usage(self, generated: int) -> dict[str, int]:
+        return usage_of(sum(len(ids) for _, ids in self.prompts), generated)
+
+
+def _mean_logprob(answer: Answer) -> float:
+    values = [t.logprob for t in answer.tokens if t.logprob is not None]
+    return sum(values) / len(values) if values else float("-inf")

@@ -1,0 +1,24 @@
+"""Which module does which step, and what it hands back.
+
+Each module has `run(config) -> StepResult`; it is imported only when its step runs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+STEP_MODULES = {
+    "fetch": "trainer.fetch",
+    "tokenize": "trainer.tokens.step",
+    "finetune": "trainer.training.step",
+    "evaluate": "trainer.evaluation",
+    "serve": "trainer.serving.step",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step made: see Outcome for the fields."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+    reused: bool = False

@@ -1,0 +1,26 @@
+"""From files of text to a store of token contexts: right to the id, cached by content.
+
+step.py        the tokenize step: find the store, or have it made
+making.py      what making one takes, in order
+encoding.py    which pieces are missing, and by whom they are made
+sources.py     which files, in which order
+digests.py     their SHA-256, remembered
+parts.py       what a long file is read in
+reading.py     bytes -> documents (text, compressed, remote)
+records.py     JSONL and parquet -> documents
+documents.py   what these two speak of
+sanitize.py    text as the rules want it
+cuts.py        where long text may be cut
+vocabulary.py  what the tokenizer is (export.py: transformers' view of it)
+encoder.py     text -> ids, by the fastest encoder that is proven
+pieces.py      encoded text, kept for the next store
+worker.py      makes pieces
+crew.py        the processes that do it
+split.py       what is held out
+packing.py     the stream -> contexts
+ledger.py      where every token went
+build.py       pieces -> store
+store.py       a finished store
+show.py        a store as text
+prune.py       what may be deleted
+"""

@@ -1,0 +1,53 @@
+"""Where long text may be cut without changing an id.
+
+A cut lies between a letter or digit and a single space or line break that a letter
+or digit follows. There every pre-tokenizer of GPT-2's kin ends one word and begins
+the next, and the sanitizer neither drops nor joins anything. 'n' is no such letter:
+after a backslash it makes a newline. Chinese and Japanese, which have no spaces, are
+cut before their comma and full stop. Whether a tokenizer is of that kin is proven,
+see encoder.py.
+"""
+
+import re
+
+PIECE_BYTES = 1 << 20
+"""Aim of a piece; small enough that a worker's memory is its tokenizer's."""
+WINDOW_BYTES = 1 << 16
+
+CUT = re.compile(r"[^\W_n](?=\r?\n[^\W_]| [^\W_])|[\u3041-\u30fa\u4e00-\u9fff](?=[，。、][^\W_])")
+
+
+def first_cut(text: str, begin: int = 0) -> int | None:
+    """The first place at or after `begin` where `text` may be cut, or None."""
+    found = CUT.search(text, begin)
+    return found.end() if found else None
+
+
+def cut_text(text: str, size: int) -> list[str]:
+    """`text` in parts of about `size` characters, cut where it is safe."""
+    parts, begin = [], 0
+    while len(text) - begin > size:
+        cut = first_cut(text, begin + size)
+        if cut is None:
+            break
+        parts.append(text[begin:cut])
+        begin = cut
+    parts.append(text[begin:])
+    return parts
+
+
+def cut_bytes(window: bytes) -> int | None:
+    """The first place in `window`, a stretch of UTF-8 cut anywhere, where it may be cut.
+
+    Returns:
+        Offset in bytes, or None where the window has no such place.
+    """
+    begin = 0
+    while begin < min(4, len(window)) and 0x80 <= window[begin] < 0xC0:
+        begin += 1
+    # What is not UTF-8 is found, and reported, by who reads the piece.
+    text = window[begin:].decode("utf-8", errors="replace")
+    cut = first_cut(text)
+    if cut is None or "\ufffd" in text[:cut]:
+        return None
+    return begin + len(text[:cut].encode())

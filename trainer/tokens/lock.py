@@ -1,0 +1,45 @@
+"""One process at a time makes a store; the others wait and use it."""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer import events
+
+_POLL_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`; wait for whoever holds it.
+
+    The lock is the kernel's: it is gone with the process that held it, however it ended.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    events.notice("Another process is making these tokens. Waiting for it.")
+                told = True
+                # Polled, not waited for: a signal must end the wait at once.
+                time.sleep(_POLL_SECONDS)
+        yield
+
+
+def taken(path: Path) -> bool:
+    """Whether a living process holds the lock file at `path`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,177 @@
+"""Encoded text, kept under `cache/` so that the next store encodes only what changed.
+
+A piece holds the ids of one file, or of one part of a long one:
+
+    ids         little-endian uint16 or uint32
+    documents   records of PIECE_DOCUMENT
+    footer      JSON: counts, checksum
+    trailer     the footer's length, and MAGIC
+
+The trailer is written last, and a piece appears by rename: one that is there and ends
+in MAGIC is whole. What a power cut leaves of it is told by the checksum.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from array import array
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainer.tokens.documents import Part
+
+MAGIC = b"TOKPIECE"
+PIECE_DOCUMENT = np.dtype([("tokens", "<u8"), ("hash", "<u8"), ("number", "<u8")])
+"""`tokens` with the end-of-text; `hash` 0 and `number` 0: continues the piece before."""
+_TRAILER = struct.Struct("<I8s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceFacts:
+    """A piece's footer."""
+
+    dtype: str
+    num_ids: int
+    num_documents: int  # records
+    documents: int  # that begin in the piece, empty ones too
+    empty: int
+    blank_lines: int
+    text_bytes: int
+    continues: bool  # the first record continues a document
+    unfinished: bool  # the last record's document goes on in the next piece
+    checksum: int
+
+
+class Piece:
+    """A piece on disk that is whole; made by `Piece.open`."""
+
+    __slots__ = ("_body_bytes", "dtype", "facts", "path")
+
+    def __init__(self, path: Path, facts: PieceFacts) -> None:
+        self.path = path
+        self.facts = facts
+        self.dtype = np.dtype(facts.dtype)
+        self._body_bytes = facts.num_ids * self.dtype.itemsize
+        self._body_bytes += facts.num_documents * PIECE_DOCUMENT.itemsize
+
+    @classmethod
+    def open(cls, path: Path) -> "Piece | None":
+        """The piece at `path`, or None where there is no whole one."""
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - 4096))
+                tail = file.read()
+            length, magic = _TRAILER.unpack(tail[-_TRAILER.size :])
+            if magic != MAGIC:
+                return None
+            facts = PieceFacts(**json.loads(tail[-_TRAILER.size - length : -_TRAILER.size]))
+        except (OSError, ValueError, TypeError, struct.error):
+            return None
+        piece = cls(path, facts)
+        return piece if size == piece._body_bytes + length + _TRAILER.size else None
+
+    def documents(self) -> np.ndarray:
+        """The records of its documents, PIECE_DOCUMENT."""
+        offset = self.facts.num_ids * self.dtype.itemsize
+        return np.fromfile(self.path, PIECE_DOCUMENT, self.facts.num_documents, offset=offset)
+
+    def ids(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Its ids from `start` to `stop`."""
+        stop = self.facts.num_ids if stop is None else stop
+        offset = start * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, stop - start, offset=offset)
+
+    def sound(self) -> bool:
+        """Whether its bytes are those that were written."""
+        checksum, left = 0, self._body_bytes
+        with open(self.path, "rb") as file:
+            while left and (block := file.read(min(left, 1 << 20))):
+                checksum = zlib.crc32(block, checksum)
+                left -= len(block)
+        return checksum == self.facts.checksum
+
+
+class PieceWriter:
+    """Writes one piece; nothing is at `path` before `close`."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.documents = self.empty = self.blank_lines = self.text_bytes = 0
+        self._records = array("Q")  # three numbers a document
+        self.num_ids = self._checksum = 0
+        self._continues = self._unfinished = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._beside = path.parent.parent / f".{os.getpid()}"
+        self._file = open(self._beside, "wb")  # noqa: SIM115 - closed by close() and __exit__()
+
+    def __enter__(self) -> "PieceWriter":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._file.close()
+        self._beside.unlink(missing_ok=True)
+
+    def add(self, ids: np.ndarray, records: list[list[int]]) -> None:
+        """Append ids, and tokens, hash and number of each text they belong to.
+
+        Records that have no number continue the document of the one before.
+        """
+        assert not len(ids) or int(ids.max()) <= np.iinfo(self.dtype).max
+        self._write(ids.astype(self.dtype).data)
+        self.num_ids += len(ids)
+        for tokens, digest, number in records:
+            if number or not self._records:
+                self._records.extend((tokens, digest, number))
+            else:
+                self._records[-3] += tokens
+
+    def continues(self) -> None:
+        """Say that the piece begins inside a document."""
+        self._continues = True
+
+    def unfinished(self) -> None:
+        """Say that the piece's last document goes on in the next piece."""
+        self._unfinished = True
+
+    def close(self) -> None:
+        """Finish the piece: from here on it is there."""
+        self._write(self._records.tobytes())
+        facts = PieceFacts(
+            dtype=self.dtype.str,
+            num_ids=self.num_ids,
+            num_documents=len(self._records) // 3,
+            documents=self.documents,
+            empty=self.empty,
+            blank_lines=self.blank_lines,
+            text_bytes=self.text_bytes,
+            continues=self._continues,
+            unfinished=self._unfinished,
+            checksum=self._checksum,
+        )
+        footer = json.dumps(asdict(facts)).encode()
+        self._file.write(footer + _TRAILER.pack(len(footer), MAGIC))
+        self._file.close()
+        # Not synced: a piece lost in a power cut is only encoded again.
+        os.replace(self._beside, self.path)
+
+    def _write(self, block: bytes | memoryview) -> None:
+        self._checksum = zlib.crc32(block, self._checksum)
+        self._file.write(block)
+
+
+def piece_path(folder: Path, part: Part) -> Path:
+    """Where the piece of `part` is kept in `folder`, that of one encoder and its options.
+
+    Named by what it is made from, so that a file that moved or was renamed is found again.
+    """
+    reads = [part.kind, part.compression, part.start, part.stop, part.cut]
+    if part.kind != "text":
+        reads.append(part.text_field)
+    how = hashlib.sha256(json.dumps(reads).encode()).hexdigest()[:12]
+    return folder / part.digest[:2] / f"{part.digest}-{how}"

@@ -1,0 +1,132 @@
+"""From the bytes of a file, or of a part of one, to the text of its documents.
+
+Reads as a stream: of a text file, however large and also when compressed, no more than
+a piece is in memory at a time; of JSONL a line, of parquet a batch of rows.
+"""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from trainer.errors import RequestError, StepError
+from trainer.tokens.cuts import PIECE_BYTES, WINDOW_BYTES, cut_bytes
+from trainer.tokens.documents import Part, Text
+from trainer.tokens.records import damaged, jsonl_texts, parquet_texts, then
+from trainer.tokens.sources import open_source
+
+_BLOCK_BYTES = 1 << 18
+_ZSTD_BLOCK_BYTES = 1 << 14
+"""Small: what one block decompresses to is in memory at once."""
+
+
+def read_texts(part: Part) -> Iterator[Text | None]:
+    """The documents of `part` in order; None stands for a blank line of JSONL.
+
+    Raises:
+        RequestError: The text is not what its name says; file and place are named.
+        StepError: The file can't be read; it is named.
+    """
+    try:
+        with open_source(part.location, part.remote) as file:
+            if part.kind == "parquet":
+                yield from parquet_texts(file, part)
+                return
+            blocks = _valid(_blocks(file, part), part)
+            yield from (jsonl_texts if part.kind == "jsonl" else _text)(blocks, part)
+    except _damage(part.compression) as error:
+        raise damaged(part, error) from error
+    except OSError as error:
+        raise StepError(f"{part.location} can't be read: {error}") from error
+
+
+def _damage(compression: str) -> tuple[type[Exception], ...]:
+    """What decompression raises for bytes that are not whole."""
+    if compression == "zstd":
+        import zstandard
+
+        return (EOFError, zstandard.ZstdError)
+    return (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def _blocks(file: BinaryIO, part: Part) -> Iterator[bytes]:
+    """The part's bytes, decompressed."""
+    if part.compression == "gzip":
+        unzipped = gzip.GzipFile(fileobj=file)
+        while block := unzipped.read(_BLOCK_BYTES):
+            yield block
+    elif part.compression == "zstd":
+        yield from _zstd_blocks(file)
+    else:
+        file.seek(part.start)
+        left = part.stop - part.start
+        while left:
+            block = file.read(min(_BLOCK_BYTES, left))
+            if not block:
+                raise StepError(f"{part.location} grew shorter while it was read. Run it again.")
+            left -= len(block)
+            yield block
+
+
+def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Decompress frame after frame; unlike stream_reader, a frame cut short is an error."""
+    import zstandard
+
+    frame = None
+    while stored := file.read(_ZSTD_BLOCK_BYTES):
+        while stored:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(stored)
+            stored = b""
+            if frame.eof:
+                stored, frame = frame.unused_data, None
+    if frame:
+        raise EOFError("it ends in the middle of a frame")
+
+
+def _valid(blocks: Iterator[bytes], part: Part) -> Iterator[bytes]:
+    """The same blocks, without a byte order mark; raises RequestError unless they are UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, pending = part.start, 0
+    begins = part.start == 0
+    for block in then(blocks, b""):  # the empty one: a character cut off by the end
+        if pending or not block.isascii():
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(part, offset - pending + error.start, error) from error
+            pending = len(decoder.getstate()[0])
+        offset += len(block)
+        if begins and block:
+            begins = False
+            block = block.removeprefix(codecs.BOM_UTF8)
+        yield block
+
+
+def _not_utf8(part: Part, offset: int, error: UnicodeDecodeError) -> RequestError:
+    got = error.object[error.start : error.start + 1].hex()
+    return RequestError(
+        f"dataset file {part.path} is not UTF-8 (got byte 0x{got} at offset {offset:,}"
+        f"{' of the decompressed text' if part.compression else ''}). Text must be UTF-8. "
+        "Convert it, for instance with iconv, or take it out of the dataset."
+    )
+
+
+def _text(blocks: Iterator[bytes], part: Part) -> Iterator[Text]:
+    """One document, in parts where it is long and may be cut."""
+    first = part.start == 0
+    buffer = bytearray()
+    searched = PIECE_BYTES  # no cut between here and there
+    for block in blocks:
+        buffer += block
+        while part.cut and len(buffer) >= searched + WINDOW_BYTES:
+            cut = cut_bytes(bytes(buffer[searched : searched + WINDOW_BYTES]))
+            if cut is None:
+                # The windows overlap: a cut must not hide in a seam between two.
+                searched += WINDOW_BYTES - 16
+                continue
+            yield Text(bytes(buffer[: searched + cut]), first, last=False)
+            del buffer[: searched + cut]
+            first, searched = False, PIECE_BYTES
+    yield Text(bytes(buffer), first, last=part.stop == part.whole)

@@ -1,0 +1,160 @@
+"""The texts of JSONL and parquet files: one document a line, or a row."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from trainer.errors import RequestError
+from trainer.tokens.cuts import PIECE_BYTES, cut_text
+from trainer.tokens.documents import Part, Text
+from trainer.tokens.sources import open_source
+
+JOINT = "***\n"
+"""Between the texts of one JSONL line."""
+_BLOCK_BYTES = 1 << 18
+
+
+def damaged(part: Part, error: Exception) -> RequestError:
+    return RequestError(
+        f"dataset file {part.path} is damaged ({error}). "
+        "It must be whole. Copy it again, or take it out of the dataset."
+    )
+
+
+def then(blocks: Iterator[bytes], last: bytes) -> Iterator[bytes]:
+    yield from blocks
+    yield last
+
+
+# --- JSONL ------------------------------------------------------------------------------
+
+
+def jsonl_texts(blocks: Iterator[bytes], part: Part) -> Iterator[Text | None]:
+    rest: list[bytes] = []
+    number = 0
+    for block in then(blocks, b"\n"):
+        *ended, last = block.split(b"\n")
+        for line in ended:
+            if rest:
+                line = b"".join([*rest, line])
+                rest = []
+            number += 1
+            if line and not line.isspace():
+                yield from _in_parts(_line_text(line, part, number), part)
+            elif line:
+                yield None
+        if last:
+            rest.append(last)
+
+
+def _line_text(line: bytes, part: Part, number: int) -> str:
+    """The text of one line: every string under the text's key, in order of appearance."""
+    try:
+        found = list(_strings(json.loads(line), part.text_field))
+        key = json.dumps(part.text_field)
+        if line.count(key.encode()) > len(found):
+            # Perhaps a key that stands twice in one object: keep both, as they appear.
+            pairs = json.loads(line, object_pairs_hook=_Pairs)
+            found = list(_strings(pairs, part.text_field))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            f"dataset file {part.path}:{_line_number(part, number)} is not JSON ({error}). "
+            "Each line must be one JSON object. Mend the line, or take it out."
+        ) from error
+    if not found:
+        raise RequestError(
+            f"dataset file {part.path}:{_line_number(part, number)} has no text "
+            f"(got {line[:60].decode(errors='replace')!r}). Each line must hold a string under "
+            f"the key {part.text_field!r}. Mend the line, or name the key with text_field."
+        )
+    return JOINT.join(found)
+
+
+class _Pairs(list):  # type: ignore[type-arg]
+    """A JSON object as pairs, so that it is told from a list."""
+
+
+def _strings(value: Any, key: str, under: bool = False) -> Iterator[str]:
+    """Strings whose nearest key is `key`; a list's items stand under the list's key."""
+    if isinstance(value, str):
+        if under:
+            yield value
+    elif isinstance(value, dict | _Pairs):
+        for name, inner in value.items() if isinstance(value, dict) else value:
+            yield from _strings(inner, key, name == key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, key, under)
+
+
+def _line_number(part: Part, number: int) -> int:
+    """Number in the file of the part's line `number`; reads what is before the part."""
+    if not part.start:
+        return number
+    with open_source(part.location, part.remote) as file:
+        before, left = 0, part.start
+        while left and (block := file.read(min(_BLOCK_BYTES, left))):
+            before += block.count(b"\n")
+            left -= len(block)
+    return before + number
+
+
+def _in_parts(text: str, part: Part) -> Iterator[Text]:
+    if not part.cut or len(text) <= 2 * PIECE_BYTES:
+        yield Text(_utf8(text))
+        return
+    parts = cut_text(text, PIECE_BYTES)
+    for index, piece in enumerate(parts):
+        yield Text(_utf8(piece), index == 0, index == len(parts) - 1)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half of a surrogate pair, which is no character.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+# --- parquet ----------------------------------------------------------------------------
+
+
+def parquet_row_groups(location: str, remote: bool) -> int:
+    """How many parts a parquet file has."""
+    import pyarrow.parquet
+
+    with open_source(location, remote) as file:
+        return pyarrow.parquet.ParquetFile(_buffered(file)).num_row_groups
+
+
+def parquet_texts(file: BinaryIO, part: Part) -> Iterator[Text]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(_buffered(file))
+        names = table.schema_arrow.names
+        if part.text_field not in names:
+            raise RequestError(
+                f"dataset file {part.path} has no column {part.text_field!r} "
+                f"(got {', '.join(names)}). Name the column of the text with text_field."
+            )
+        groups = range(part.start, part.stop)
+        row = 0
+        for batch in table.iter_batches(64, row_groups=groups, columns=[part.text_field]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                if not isinstance(value, str):
+                    raise RequestError(
+                        f"dataset file {part.path} has a row without text (got {value!r} in row "
+                        f"{row} of row group {part.start}). Each row of {part.text_field!r} must "
+                        "be a string. Mend the row, or take it out."
+                    )
+                yield from _in_parts(value, part)
+    except pyarrow.ArrowInvalid as error:
+        raise damaged(part, error) from error
+
+
+def _buffered(file: BinaryIO) -> BinaryIO:
+    return io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file  # type: ignore[return-value]

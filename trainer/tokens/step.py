@@ -1,0 +1,203 @@
+"""The tokenize step: find the store that the request describes, or make it.
+
+    python -m trainer tokenize CONFIG.json
+
+A store is found by its key, which is made from content: the files' digests, the
+tokenizer's and the options. Making it goes on from the files that were encoded before.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer import events
+from trainer.config import TokenizeConfig, path_on_volume
+from trainer.errors import DamagedError, RequestError
+from trainer.outcome import sync_folder
+from trainer.steps import StepResult
+from trainer.tokens import store as stores
+from trainer.tokens.digests import DigestMemory
+from trainer.tokens.lock import only_one
+from trainer.tokens.sources import Source, in_order, list_sources
+from trainer.tokens.store import Manifest, TokenStore, read_manifest
+from trainer.tokens.vocabulary import tokenizer_digest
+
+CACHE = "cache/tokens"
+
+
+def run(config: TokenizeConfig) -> StepResult:
+    """Make the store of `config`, or find it made.
+
+    Raises:
+        RequestError: The dataset, the tokenizer or a parameter is wrong, or the volume is
+            full or not writable.
+        Interrupted: A signal arrived; what was encoded is kept for the next time.
+    """
+    started = time.monotonic()
+    try:
+        return _run(config, started)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise RequestError(
+                f"volume can't be written (got {error}). The store needs about half as many "
+                "bytes as the text, twice while it is made. Make room, or make it writable."
+            ) from error
+        raise
+
+
+def _run(config: TokenizeConfig, started: float) -> StepResult:
+    volume = Path(config.volume)
+    model = path_on_volume(volume, "model", config.model)
+    tokenizer = model
+    if config.tokenizer:
+        tokenizer = path_on_volume(volume, "tokenizer", config.tokenizer)
+    sources = list_sources(config.volume, config.dataset)
+    sources = in_order(sources, config.reorder, config.random_seed)
+    memory = _digest_memory(volume, config.dataset)
+    digests = memory.of(sources, config.paranoid)
+    token_digest = tokenizer_digest(tokenizer)
+    options = store_options(config, sources)
+    key = store_key(sources, digests, token_digest, options)
+    folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
+    if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
+        return _result(volume, found, started, reused=True)
+    with only_one(volume / CACHE / "locks" / folder.name):
+        if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
+            return _result(volume, found, started, reused=True)
+        # What makes a store loads numpy and more; finding one does not.
+        from trainer.tokens.making import make_store
+
+        with _beside(folder) as beside:
+            make_store(config, beside, key, options, sources, digests, tokenizer, token_digest)
+        memory.vouch_for(folder / name for name in stores.FILES)
+    return _result(volume, TokenStore.open(folder), started, reused=False)
+
+
+# --- what a store is named by -----------------------------------------------------------
+
+
+def store_options(config: TokenizeConfig, sources: list[Source]) -> dict[str, Any]:
+    """The options that can change a byte; those that can't here are None."""
+    order = "name_ascending" if config.reorder in ("", "none") else config.reorder
+    drawn = order in ("random", "shuffle")
+    keyed = any(source.kind != "text" for source in sources)
+    return {
+        "sanitize": config.sanitize,
+        "reorder": order,
+        "random_seed": config.random_seed if drawn else None,
+        "sampling": config.sampling,
+        "eot_token": config.eot_token,
+        "pad_token": config.pad_token,
+        "boundary_token": config.boundary_token.replace("\\n", "\n"),
+        "boundary_index": config.boundary_index,
+        "context": config.context,
+        "train_ratio": config.train_ratio,
+        "text_field": config.text_field if keyed else None,
+    }
+
+
+def store_key(
+    sources: list[Source], digests: list[str], token_digest: str, options: dict[str, Any]
+) -> str:
+    """What the store's bytes are made from, as 16 hex digits."""
+    digest = hashlib.sha256(json.dumps([stores.FORMAT, token_digest, options]).encode())
+    for source, content in zip(sources, digests, strict=True):
+        digest.update(b"\0" + os.fsencode(source.path) + b"\0" + content.encode())
+    return digest.hexdigest()[:16]
+
+
+def store_name(dataset: str) -> str:
+    """The dataset as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.rstrip("/")).strip("-.")[-80:] or "dataset"
+
+
+def _digest_memory(volume: Path, dataset: str) -> DigestMemory:
+    named = hashlib.sha256(dataset.encode()).hexdigest()[:16]
+    return DigestMemory(volume / CACHE / "digests" / f"{named}.json")
+
+
+# --- finding and replacing --------------------------------------------------------------
+
+
+def _verified(folder: Path, memory: DigestMemory, paranoid: bool) -> TokenStore | None:
+    """The store in `folder` if it is whole; its files are read unless the memory knows them."""
+    try:
+        manifest, digest = read_manifest(folder)
+    except DamagedError as error:
+        if folder.exists():
+            events.notice(f"{error} It is made again.")
+        return None
+    try:
+        for name in stores.FILES:
+            path, entry = folder / name, manifest.digests[name]
+            stores.check_file(path, entry, verify=False)
+            if paranoid or not memory.knows(path):
+                stores.check_file(path, entry, verify=True)
+    except DamagedError as error:
+        events.notice(f"{error} It is made again.")
+        return None
+    memory.vouch_for(folder / name for name in stores.FILES)
+    with contextlib.suppress(OSError):
+        os.utime(folder)  # tells prune.py that it is in use
+    return TokenStore(folder, manifest, digest)
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder to make the store in, which takes its place when all went well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside, before = folder.with_name(f".{folder.name}"), folder.with_name(f".{folder.name}.old")
+    for left in (beside, before):  # by one that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        if folder.exists():
+            folder.rename(before)
+        beside.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _result(volume: Path, store: TokenStore, started: float, reused: bool) -> StepResult:
+    manifest, seconds = store.manifest, time.monotonic() - started
+    total_bytes = sum(source["bytes"] for source in manifest.sources)
+    name = store.folder.relative_to(volume).as_posix()
+    totals = manifest.totals
+    message = (
+        f"{'Found' if reused else 'Made'} {name}: {manifest.num_contexts:,} contexts of "
+        f"{manifest.context:,} ids from {len(manifest.sources):,} files in {seconds:.1f} s."
+    )
+    result = {
+        "store": name,
+        "digest": store.digest,
+        "num_contexts": manifest.num_contexts,
+        "num_train_contexts": manifest.num_train_contexts,
+        "num_tokens": manifest.num_tokens,
+        "num_padding": manifest.num_padding,
+        "encoder": manifest.encoder,
+        "files": len(manifest.sources),
+        "documents": totals["documents"],
+        "bytes": total_bytes,
+        "seconds": round(seconds, 3),
+        "megabytes_per_second": round(total_bytes / 1e6 / max(seconds, 1e-9), 3),
+        "repeated": totals["repeated"],
+        "dropped": _dropped(manifest),
+    }
+    return StepResult(result=result, message=message, reused=reused)
+
+
+def _dropped(manifest: Manifest) -> dict[str, int]:
+    """What is in no context, by reason; documents and lines are counted, else tokens."""
+    names = ("empty_documents", "blank_lines", "boundaries", "sampled_out")
+    return {name: manifest.totals[name] for name in names}

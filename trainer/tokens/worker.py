@@ -1,0 +1,221 @@
+"""Make pieces: read, sanitize, encode, write. Also a process of its own: see crew.py.
+
+As a process it takes one JSON line per task on standard input and answers each with one
+on standard output; it ends when its standard input does, so none outlives its parent.
+"""
+
+import hashlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from trainer.errors import RequestError, StepError
+from trainer.tokens.cuts import PIECE_BYTES
+from trainer.tokens.documents import Part, Text, whole_part
+from trainer.tokens.encoder import Encoder, OwnEncoder, fast_encoder, prove
+from trainer.tokens.pieces import PieceWriter, piece_path
+from trainer.tokens.reading import read_texts
+from trainer.tokens.sanitize import mend_encoding, sanitize
+from trainer.tokens.sources import Source, current_stamp
+
+_HASHED_BYTES = 1 << 16
+"""A document's hash is that of its first text: the same however it is cut and stored."""
+_SAMPLE_BYTES = 1 << 16
+_SLICE_BYTES = 1 << 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides the content of a piece, beside the file."""
+
+    tokenizer: str
+    """Path of the exported tokenizer."""
+    sanitize: bool
+    eot: int
+    dtype: str
+    fast: bool
+    cuts: bool
+    folder: str
+    """Where the pieces go."""
+
+
+class PieceMaker:
+    """Makes pieces with one encoder."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.dtype = np.dtype(recipe.dtype)
+        tokenizer_json = read_tokenizer(recipe.tokenizer)
+        fast = fast_encoder(tokenizer_json) if recipe.fast else None
+        self.encoder: Encoder = fast or OwnEncoder(tokenizer_json, recipe.cuts)
+
+    def make(self, part: Part, stamp: str) -> int:
+        """Make the piece of `part`; nothing is there unless all of it was read.
+
+        Args:
+            part: What to read.
+            stamp: Of the source when its digest was taken.
+        Returns:
+            How many ids the piece has.
+        """
+        with PieceWriter(piece_path(Path(self.recipe.folder), part), self.dtype) as writer:
+            batch = _Batch(self, writer, part)
+            for text in read_texts(part):
+                batch.add(text)
+            batch.finish()
+            if current_stamp(part.location, part.remote) != stamp:
+                raise StepError(
+                    f"{part.location} changed while it was read. Run it again when nothing "
+                    "writes to the dataset."
+                )
+            writer.close()
+            return writer.num_ids
+
+    def prepare(self, text: Text) -> bytes:
+        """A document, or a part of one, as it is encoded."""
+        raw = text.text
+        if self.recipe.sanitize:
+            # A part is cut off between a letter and white space: a letter stands for the rest.
+            raw = sanitize(raw) if text.first else sanitize(b"a" + raw)[1:]
+        return mend_encoding(raw)
+
+
+class _Batch:
+    """Texts that are encoded in one call, and the records of their documents."""
+
+    def __init__(self, maker: PieceMaker, writer: PieceWriter, part: Part) -> None:
+        self.maker = maker
+        self.writer = writer
+        self.texts: list[str] = []
+        self.lasts: list[bool] = []
+        self.records: list[list[int]] = []  # tokens, hash, number; one for each text
+        self.size = 0
+        self.open = False  # whether the last text's document goes on
+        if part.kind == "text" and part.start:
+            writer.continues()
+
+    def add(self, text: Text | None) -> None:
+        """Take the next text; None counts a blank line."""
+        if text is None:
+            self.writer.blank_lines += 1
+            return
+        self.writer.text_bytes += len(text.text)
+        self.open = not text.last
+        prepared = self.maker.prepare(text)
+        digest = number = 0
+        if text.first:
+            self.writer.documents += 1
+            if text.last and not prepared:
+                self.writer.empty += 1
+                return
+            head = hashlib.blake2b(prepared[:_HASHED_BYTES], digest_size=8).digest()
+            digest, number = int.from_bytes(head, "little"), self.writer.documents
+        self.texts.append(prepared.decode())
+        self.lasts.append(text.last)
+        self.records.append([0, digest, number])
+        self.size += len(prepared)
+        if self.size >= PIECE_BYTES or len(self.texts) >= 8192:
+            self.flush()
+
+    def flush(self) -> None:
+        """Encode what was taken."""
+        if not self.texts:
+            return
+        ids, ends = self.maker.encoder.encode(self.texts)
+        lasts = np.array(self.lasts)
+        counts = (np.diff(ends) + lasts).tolist()
+        ids = np.insert(ids, ends[1:][lasts], self.maker.recipe.eot)
+        for record, count in zip(self.records, counts, strict=True):
+            record[0] = count
+        self.writer.add(ids, self.records)
+        self.texts, self.lasts, self.records, self.size = [], [], [], 0
+
+    def finish(self) -> None:
+        """Encode the rest."""
+        if self.open:
+            self.writer.unfinished()
+        self.flush()
+
+
+# --- samples ----------------------------------------------------------------------------
+
+
+def read_samples(
+    places: Sequence[tuple[Source, int]], recipe_sanitize: bool, text_field: str
+) -> list[str]:
+    """Stretches of the corpus to prove an encoder on: at each place the first and the oddest."""
+    samples = []
+    for source, offset in places:
+        window = _window(source, offset, text_field)
+        slices = [window[i : i + _SLICE_BYTES] for i in range(0, len(window), _SLICE_BYTES)]
+        for piece in {*slices[:1], max(slices, key=_strangeness, default=b"")}:
+            text = piece.decode("utf-8", errors="ignore").encode()
+            samples.append(mend_encoding(sanitize(text) if recipe_sanitize else text).decode())
+    return sorted(samples)
+
+
+def _strangeness(text: bytes) -> int:
+    codes = np.frombuffer(text, np.uint8)
+    return int(((codes >= 0x80) | (codes < 0x20) & (codes != 0x0A)).sum())
+
+
+def _window(source: Source, offset: int, text_field: str) -> bytes:
+    if source.kind == "text" and not source.streamed:
+        with open(source.location, "rb") as file:
+            file.seek(offset)
+            return file.read(_SAMPLE_BYTES)
+    found = bytearray()
+    for text in read_texts(whole_part(source, "", text_field)):
+        found += text.text if text else b""
+        if len(found) >= _SAMPLE_BYTES:
+            break
+    return bytes(found[:_SAMPLE_BYTES])
+
+
+# --- the process ------------------------------------------------------------------------
+
+
+def answer(task: dict[str, Any], makers: dict[str, PieceMaker]) -> dict[str, Any]:
+    """Do one task of the process: prove an encoder, or make pieces."""
+    if "prove" in task:
+        places = [(Source(*source), offset) for source, offset in task["prove"]]
+        samples = read_samples(places, task["sanitize"], task["text_field"])
+        return prove(read_tokenizer(task["tokenizer"]), samples)._asdict()
+    if "maker" not in makers:
+        makers["maker"] = PieceMaker(Recipe(**task["recipe"]))
+    return {"ids": sum(makers["maker"].make(Part(*part), stamp) for part, stamp in task["make"])}
+
+
+def read_tokenizer(path: str) -> str:
+    """tokenizer.json of an exported tokenizer."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))["tokenizer_json"]
+
+
+def main(requests: TextIO, answers: TextIO) -> int:
+    """Answer tasks until there are no more."""
+    # The parent decides when to stop: a terminal's Ctrl-C reaches this process too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    makers: dict[str, PieceMaker] = {}
+    for line in requests:
+        try:
+            reply = answer(json.loads(line), makers)
+        except RequestError as error:
+            reply = {"refused": error.problems}
+        except StepError as error:
+            reply = {"failed": str(error)}
+        except OSError as error:
+            reply = {"os_error": [error.errno, str(error)]}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.stdin, sys.stdout))

@@ -1,0 +1,1 @@
+"""The finetune step: DeepSpeed engines, exact resume, checkpoints, the final model."""

@@ -1,0 +1,50 @@
+"""Small things that the training processes say and count."""
+
+import math
+from typing import Any
+
+from trainer import events
+from trainer.training.engine import Engine
+from trainer.training.partitions import optimizer_state
+
+_MASK = 2**64 - 1
+
+
+def say(message: str) -> None:
+    """Tell both who reads the log and who watches the run."""
+    print(message, flush=True)
+    events.notice(message)
+
+
+def finite(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if math.isfinite(value) else None
+
+
+def engine_record(engine: Engine) -> dict[str, Any]:
+    """What a checkpoint says about how it was made."""
+    options = engine.options
+    return {
+        "processes": options.world,
+        "zero_stage": options.zero_stage,
+        "precision": options.precision,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "offload": options.offload,
+        "optimizer": optimizer_state(engine),
+    }
+
+
+def seed_of(seed: int, step: int, number: int) -> int:
+    """A seed for each step and process, so that no random state has to be saved.
+
+    Dropout of step 120 is the same whether or not the run was stopped before it, and
+    whatever validation and sampling drew in between.
+    """
+    mixed = seed
+    for part in (step, number):
+        # Source: the finalizer of splitmix64.
+        mixed = (mixed + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return mixed >> 1

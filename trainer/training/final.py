@@ -1,0 +1,120 @@
+"""Write `final/`: the finetuned model, ready for transformers, sealed.
+
+It is made from the last checkpoint's files alone, so a process that was killed here
+makes the same bytes when it is run again.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.checkpoints.folder import name_of, part_of
+from trainer.checkpoints.seal import seal
+from trainer.checkpoints.tensors import SliceReader
+from trainer.models import base_dtype, empty_model, load_model, load_tokenizer
+from trainer.tokens.store import TokenStore
+from trainer.training.adapters import add_adapters, merge
+from trainer.training.job import Job
+
+SHARD_BYTES = 5 * 10**9
+GOLDEN_PROMPTS = 4
+GOLDEN_TOKENS = 16
+
+
+def write_final(job: Job, figures: dict[str, Any]) -> None:
+    """Make `final/` from the checkpoint of the run's last step."""
+    place, plan = job.run.final, job.plan
+    part = part_of(place)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    model = checkpointed_model(job, job.run.checkpoints / name_of(plan.steps), part / "adapter")
+    model.to(base_dtype(job.path("model")))
+    model.save_pretrained(part, max_shard_size=SHARD_BYTES)
+    tokenizer = load_tokenizer(job.tokenizer_path, job.config.trust_remote_code)
+    tokenizer.save_pretrained(part)
+    golden = golden_answers(model, TokenStore.open(job.path("tokens")))
+    (part / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
+    (part / "README.md").write_text(model_card(job, figures), encoding="utf-8")
+    about = {"kind": "final", "step": plan.steps, "request": job.config.request, "figures": figures}
+    shutil.rmtree(place, ignore_errors=True)  # a damaged one: a good one is never written again
+    seal(part, place, about)
+
+
+def checkpointed_model(job: Job, checkpoint: Path, adapter: Path) -> Any:
+    """The model of a checkpoint, whole, in fp32; LoRA's adapters alone go to `adapter`."""
+    config, folder = job.config, job.path("model")
+    make = empty_model if config.lora is None else load_model
+    model = make(folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+    adapted = config.lora and add_adapters(model, config.lora, config.model, config.random_seed)
+    reader = SliceReader(checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            numbers = np.empty(parameter.numel(), dtype=np.float32)
+            reader.read(f"weight/{name}", 0, numbers)
+            parameter.copy_(torch.from_numpy(numbers).view_as(parameter))
+    return merge(adapted, adapter) if adapted else model
+
+
+@torch.no_grad()
+def golden_answers(model: Any, store: TokenStore) -> dict[str, Any]:
+    """What the model says to the beginnings of a few contexts, for whoever serves it to compare.
+
+    Returns:
+        For each prompt its ids, the log-probability of each id after the first, and
+        the likeliest next id with its own.
+    """
+    count = min(GOLDEN_PROMPTS, store.manifest.num_contexts)
+    answers = []
+    for index in range(count):
+        length = max(2, min(GOLDEN_TOKENS, int(store.lengths[index])))
+        ids = torch.from_numpy(store.contexts[index, :length].astype(np.int64))[None]
+        log_probs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        given = log_probs[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        best = int(log_probs[-1].argmax())
+        answers.append(
+            {
+                "ids": ids[0].tolist(),
+                "log_probs": given.tolist(),
+                "next_id": best,
+                "next_log_prob": float(log_probs[-1, best]),
+            }
+        )
+    return {"format": 1, "dtype": str(model.dtype).removeprefix("torch."), "prompts": answers}
+
+
+def model_card(job: Job, figures: dict[str, Any]) -> str:
+    """A short README.md: where the model came from and how good it is."""
+    config, plan = job.config, job.plan
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {config.run_name}",
+        "",
+        f"`{config.model}` finetuned on `{config.tokens}` ({plan.num_contexts:,} contexts).",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| steps | {plan.steps:,} of {plan.global_batch} contexts, {config.epochs} epoch(s) |",
+        f"| tokens trained on | {figures['tokens']:,} |",
+        f"| learning rate | {config.learn_rate} with {config.warmup_ratio:.0%} warm-up |",
+        f"| seed | {config.random_seed} |",
+        f"| training loss of the last step | {_shown(figures['loss'])} |",
+        f"| loss on held-out text | {_shown(figures['eval_loss'])} |",
+        "",
+    ]
+    if config.trust_remote_code:
+        lines.append("The model was loaded with `trust_remote_code`: its folder's code was run.\n")
+    return "\n".join(lines)
+
+
+def _shown(loss: float | None) -> str:
+    return "not measured" if loss is None else f"{loss:.4f}"

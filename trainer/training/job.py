@@ -1,0 +1,68 @@
+"""What the processes of a run are told: plain JSON, decided once before they start."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from trainer.config import FinetuneConfig, path_on_volume
+from trainer.run_folder import RunFolder
+from trainer.training.plan import TrainingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run's config with everything worked out that the config leaves open."""
+
+    config: FinetuneConfig
+    num_contexts: int
+    batch_size: int
+    global_batch: int
+    zero_stage: int
+    gradient_checkpointing: bool = False
+    offload: bool = False
+    checkpoint: str = ""  # name of the one to go on from; empty: from the start
+    is_trained: bool = False  # only the final model is to be written
+
+    @property
+    def plan(self) -> TrainingPlan:
+        config = self.config
+        return TrainingPlan(
+            num_contexts=self.num_contexts,
+            global_batch=self.global_batch,
+            batch_size=self.batch_size,
+            epochs=config.epochs,
+            seed=config.random_seed,
+            shuffle=not config.no_shuffle,
+            learn_rate=config.learn_rate,
+            warmup_ratio=config.warmup_ratio,
+        )
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.config.volume, self.config.run_name)
+
+    @property
+    def curves(self) -> Path:
+        """Where TensorBoard's events go."""
+        return self.path("logs") / self.config.run_name / "tensorboard"
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        return self.run.checkpoints / self.checkpoint if self.checkpoint else None
+
+    def path(self, name: str) -> Path:
+        """The place on the volume that the config's field `name` holds."""
+        return path_on_volume(self.config.volume, name, getattr(self.config, name))
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path("tokenizer" if self.config.tokenizer else "model")
+
+    def to_json(self) -> str:
+        return json.dumps(TypeAdapter(Job).dump_python(self, mode="json"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        return TypeAdapter(Job).validate_json(text)

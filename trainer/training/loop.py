@@ -1,0 +1,274 @@
+"""The training loop of one process: batches in, optimizer steps, checkpoints and figures out."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer import events
+from trainer.errors import Interrupted
+from trainer.generation import sample
+from trainer.tokens.store import TokenStore
+from trainer.training.batches import Batch, read_ahead, trained_tokens
+from trainer.training.engine import Engine
+from trainer.training.figures import engine_record, finite, say, seed_of
+from trainer.training.job import Job
+from trainer.training.records import Records
+from trainer.training.saving import Saver
+from trainer.training.skipping import SKIPPED_IN_ROW, BadNumbersError, skipped_line, suspects_of
+from trainer.training.stopping import StopRequest
+from trainer.training.tracking import TensorBoard
+from trainer.training.validation import held_out_loss
+
+
+@dataclass
+class Progress:
+    """How far the run is: what a checkpoint's manifest says beside the weights."""
+
+    step: int = 0
+    tokens: int = 0  # trained on so far
+    seconds: float = 0.0  # of training, in all processes the run ever had
+    loss: float | None = None
+    eval_loss: float | None = None
+    looked_at: int = -1  # the last step at which validation or samples were made
+    skipped_in_row: int = 0  # steps whose numbers were not finite, up to now
+    went_back: bool = False  # to a checkpoint, because of such steps
+    records: dict[str, int] = field(default_factory=dict)  # bytes of metrics.jsonl, ...
+
+
+class Loop:
+    """Trains from `progress.step` to the plan's last step."""
+
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        store: TokenStore,
+        saver: Saver,
+        stop: StopRequest,
+        progress: Progress,
+        prompts: list[str],
+        tokenizer: Any,
+    ) -> None:
+        self.job, self.plan, self.engine, self.store = job, job.plan, engine, store
+        self.saver, self.stop, self.progress = saver, stop, progress
+        self.prompts, self.tokenizer = prompts, tokenizer
+        self.first = engine.options.rank == 0
+        self.records = Records(job.run.root) if self.first else None
+        self.curves = TensorBoard(job.curves, job.run.metrics) if self.first else None
+        self.waited_seconds = 0.0  # for data
+        self._began = time.monotonic() - progress.seconds
+        self._saved_at = time.monotonic()
+        self._warned = False
+        self._saved_step = progress.step or -1
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: A signal came; everything up to here is saved.
+        """
+        options, plan = self.engine.options, self.plan
+        remaining = range(self.progress.step, plan.steps)
+        order = plan.order()
+        shares = (
+            plan.share(order.contexts(*plan.place(s)), options.rank, options.world)
+            for s in remaining
+        )
+        self._look()
+        self._stop_or_go_on()
+        batches = read_ahead(self.store, shares)
+        for step in remaining:
+            began = time.monotonic()
+            share = next(batches)
+            self.waited_seconds += time.monotonic() - began
+            self._train(step, share, began)
+            self._look()
+            if self._is_due(step + 1):
+                self._save()
+            self._stop_or_go_on()
+        self._save()
+        self.saver.wait()
+
+    def _train(self, step: int, share: list[Batch], began: float) -> None:
+        """Do one optimizer step, 0 to steps - 1."""
+        engine, plan = self.engine, self.plan
+        torch.manual_seed(seed_of(plan.seed, step, engine.options.rank))
+        contexts = plan.contexts_of(step)
+        tokens = trained_tokens(self.store.lengths[contexts])
+        losses = []
+        for batch in share:
+            loss = engine.loss(batch.ids, batch.lengths)
+            engine.backward(loss / max(1, tokens))
+            losses.append(loss.detach())
+        report = engine.step(plan.learning_rate(step))
+        total = engine.sum_over_processes(float(torch.stack(losses).double().sum()))[0]
+        progress = self.progress
+        progress.step, progress.loss = step + 1, total / max(1, tokens)
+        if report.applied:
+            progress.tokens += tokens
+            progress.skipped_in_row = 0
+        progress.seconds = time.monotonic() - self._began
+        line = {
+            "step": step + 1,
+            "epoch": plan.place(step)[0] + 1,
+            "loss": finite(progress.loss),
+            "learning_rate": plan.learning_rate(step),
+            "grad_norm": finite(report.grad_norm),
+            "tokens": progress.tokens,
+            "tokens_per_second": tokens / (time.monotonic() - began),
+            "seconds": progress.seconds,
+        }
+        self._record(line if report.applied else {**line, "skipped": True})
+        if not report.applied:
+            self._skip(step, contexts, losses)
+
+    def _skip(self, step: int, contexts: np.ndarray, losses: list[Tensor]) -> None:
+        """Name what made a step's numbers bad; give up when it happens again and again."""
+        engine, progress = self.engine, self.progress
+        suspects = suspects_of(engine, self.plan, contexts, losses)
+        if suspects is None:
+            return  # fp16: the loss scale was too high, and is lower now
+        progress.skipped_in_row += 1
+        if self.records is not None:
+            line = skipped_line(self.store, step + 1, suspects)
+            self.records.add("skipped.jsonl", line)
+            say(
+                f"step {step + 1} was left out: its loss or gradient is not finite. "
+                f"Contexts {line['contexts']} of {', '.join(line['documents'])}"
+            )
+        if progress.skipped_in_row == SKIPPED_IN_ROW:
+            self.saver.wait()
+            raise BadNumbersError(step + 1)
+
+    def _record(self, line: dict[str, Any]) -> None:
+        if self.records is None:
+            return
+        self.records.add("metrics.jsonl", line)
+        if self.curves is not None:
+            self.curves.add(line)
+        events.emit("metric", **line)
+        if "tokens_per_second" in line:
+            self._report(line)
+
+    def _report(self, line: dict[str, Any]) -> None:
+        done, total = self.progress.step, self.plan.steps
+        events.progress(
+            label="finetune",
+            done=done,
+            total=total,
+            unit="steps",
+            loss=line["loss"],
+            tokens_per_second=line["tokens_per_second"],
+            remaining_seconds=self.progress.seconds / done * (total - done),
+        )
+
+    def _is_due(self, step: int) -> bool:
+        """Whether to save after `step` steps: by count, at the end, or by the clock."""
+        every, minutes = self.job.config.save_steps, self.job.config.checkpoints.every_minutes
+        if step == self.plan.steps or bool(every and step % every == 0):
+            return True
+        if not minutes:
+            return False
+        by_clock = time.monotonic() - self._saved_at > 60 * minutes
+        # Clocks differ, the decision must not: the first process decides.
+        return self.engine.sum_over_processes(by_clock and self.first)[0] > 0
+
+    def _look(self) -> None:
+        """Validate and sample where this step calls for it and it was not done yet.
+
+        A signal in between ends it without a trace: it is done after going on again.
+        """
+        progress = self.progress
+        validate, write = self._calls_for(progress.step)
+        if progress.looked_at == progress.step or not (validate or write):
+            return
+        loss = self._validate() if validate else None
+        samples = self._sample() if write else []
+        if self._agreed_to_stop():
+            return
+        progress.looked_at = progress.step
+        if loss is not None:
+            progress.eval_loss = loss
+            self._record({"step": progress.step, "eval_loss": loss})
+        if self.records is not None:
+            for line in samples:
+                self.records.add("samples.jsonl", line)
+                print(f"step {line['step']} | {line['prompt']}|{line['texts'][0]}", flush=True)
+
+    def _calls_for(self, step: int) -> tuple[bool, bool]:
+        """Whether to validate and whether to sample after `step` steps."""
+        config, last = self.job.config, step == self.plan.steps
+        saves = last or bool(config.save_steps and step % config.save_steps == 0)
+        every = config.prompt_every
+        samples = step == 0 or last or (step % every == 0 if every else saves)
+        return saves and step > 0, samples and bool(self.prompts)
+
+    def _validate(self) -> float | None:
+        options = self.engine.options
+        with self.engine.evaluating():
+            return held_out_loss(
+                self.engine.loss,
+                self.store,
+                options.batch_size,
+                options.rank,
+                options.world,
+                self.engine.sum_over_processes,
+                lambda: not self._agreed_to_stop(),
+            )
+
+    def _sample(self) -> list[dict[str, Any]]:
+        """What the model writes now after each prompt: lines of samples.jsonl."""
+        config, engine, step = self.job.config, self.engine, self.progress.step
+        synced = engine.options.zero_stage == 3 and engine.options.world > 1
+        lines = []
+        with engine.evaluating():
+            for number, prompt in enumerate(self.prompts):
+                if self._agreed_to_stop():
+                    break
+                seed = seed_of(config.random_seed, step, number)
+                model, sampling = engine.model, config.sampling
+                texts = sample(model, self.tokenizer, [prompt], sampling, seed, synced)[0]
+                lines.append({"step": step, "prompt": prompt, "texts": texts})
+        return lines
+
+    def _save(self) -> None:
+        """Save, unless this step is saved already."""
+        if self._saved_step == self.progress.step:
+            return
+        about = {"kind": "checkpoint", **self.plan.to_record(), **engine_record(self.engine)}
+        if self.records is not None:
+            self.progress.records = self.records.synced_sizes()
+        self.saver.save(self.progress.step, {**about, **asdict(self.progress)})
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+        self._warn_of_slow_saves()
+
+    def _warn_of_slow_saves(self) -> None:
+        """Say once when the last save took longer than the time there is after SIGTERM."""
+        grace = self.job.config.grace_seconds
+        if self.first and not self._warned and self.saver.seconds > grace:
+            self._warned = True
+            say(
+                f"a checkpoint takes {self.saver.seconds:.0f} s, but {grace:.0f} s after SIGTERM "
+                "the run is killed (grace_seconds): steps since the last one would be done again"
+            )
+
+    def _agreed_to_stop(self) -> bool:
+        """Whether any process was asked to stop: the same answer in all of them."""
+        return self.engine.sum_over_processes(bool(self.stop))[0] > 0
+
+    def _stop_or_go_on(self) -> None:
+        """Raise Interrupted, once all is saved, if any process was asked to stop."""
+        self.saver.check()
+        if not self._agreed_to_stop() or self.progress.step == self.plan.steps:
+            return
+        if self.progress.step:
+            self._save()
+        self.saver.wait()
+        raise Interrupted(
+            f"stopped by {self.stop.reason or 'another process'} after step "
+            f"{self.progress.step} of {self.plan.steps}"
+        )

@@ -1,0 +1,133 @@
+"""The training loss: next-token cross-entropy, summed, without ever holding all logits.
+
+GPT-J's logits would be 50,400 x 2,048 numbers for each context of a batch. Here the
+head and the loss work on a slice of tokens at a time, and the gradient of a slice is
+made while its logits are there, so the whole costs the same three matrix products as
+the plain way and a fixed amount of memory.
+
+Shapes: B contexts, T tokens, N trained tokens of the batch, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CHUNK_ELEMENTS = 2**24  # of logits at a time: 64 MiB in fp32
+
+
+class CausalLoss(nn.Module):
+    """Sum of the loss over the trained tokens of a batch; padding never counts."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        # Models that do more than a matrix product after the last layer keep their own head.
+        self.chunked = _has_plain_head(model)
+        if self.chunked:
+            head = model.get_output_embeddings()
+            head.__class__ = _LossHead
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """The summed loss, fp32.
+
+        Args:
+            ids: Token ids, (B, T), padded at the end.
+            lengths: How many of each row's ids are text, (B,).
+        """
+        trained = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T-1)
+        targets = ids[:, 1:][trained]  # (N,)
+        if not self.chunked:
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1][trained]
+            return functional.cross_entropy(logits.float(), targets, reduction="sum")
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return self.model.get_output_embeddings()(hidden[:, :-1][trained], targets)
+
+
+class _LossHead(nn.Linear):
+    """A model's output layer that, given targets, answers with the summed loss.
+
+    The class of the layer is swapped rather than the layer wrapped: names of parameters
+    stay, and ZeRO-3's hooks gather its weight as for any call.
+    """
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        if targets is None:
+            return super().forward(hidden)
+        return _ChunkedLoss.apply(hidden, self.weight, self.bias, targets, torch.is_grad_enabled())
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, train: bool
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad if train else (False,) * 3)
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            chunk = slice(start, start + rows)
+            logits = functional.linear(hidden[chunk], weight, bias)
+            log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)  # (rows, V)
+            index = targets[chunk, None]
+            total -= log_probs.gather(1, index).sum()
+            if train:
+                slope = log_probs.exp_()
+                slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
+                grads.add(chunk, slope.to(hidden.dtype))
+        ctx.grads = grads
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        dtype = grads.of_weight.dtype
+        scaled = (g if g is None else g.mul_(outputs[0]).to(dtype) for g in grads.all())
+        return (*scaled, None, None)
+
+
+class _Gradients:
+    """Sums of the gradients of hidden states, weight and bias over the chunks."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]
+    ) -> None:
+        self.of_hidden, self.of_weight = hidden, weight
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        # In 16 bits a sum over many chunks would lose what is small.
+        wide = torch.float32
+        self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
+        has_bias = bias is not None and needed[2]
+        self.bias = torch.zeros_like(bias, dtype=wide) if has_bias and bias is not None else None
+
+    def add(self, chunk: slice, slope: Tensor) -> None:
+        """Take in a chunk's gradient of the loss by its logits, (rows, V)."""
+        if self.hidden is not None:
+            torch.mm(slope, self.of_weight, out=self.hidden[chunk])
+        if self.weight is not None and self.weight.dtype == slope.dtype:
+            self.weight.addmm_(slope.t(), self.of_hidden[chunk])
+        elif self.weight is not None:
+            self.weight += slope.t() @ self.of_hidden[chunk]
+        if self.bias is not None:
+            self.bias += slope.sum(0)
+
+    def all(self) -> tuple[Tensor | None, ...]:
+        return self.hidden, self.weight, self.bias
+
+
+@torch.no_grad()
+def _has_plain_head(model: Any) -> bool:
+    """Whether the logits are the last hidden state times the output layer: asked by trying."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return False
+    ids = torch.arange(4, device=head.weight.device)[None] % head.weight.shape[0]
+    was_training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    model.train(was_training)
+    return torch.allclose(
+        head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-3, equal_nan=True
+    )

@@ -1,0 +1,141 @@
+"""A process's part of the training state: named slices of weights and Adam's moments.
+
+Every ZeRO stage keeps fp32 weights and moments somewhere; here each stage answers the
+same question, which slices of which parameters are mine. Checkpoints are made of these
+slices, so that any stage and number of processes can read what any other wrote.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.training.engine import Engine
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Numbers `start` to `start + numel` of a parameter, flat, in fp32, where training uses them.
+
+    `tensors` holds views, one for each of KINDS: writing to them changes the training state.
+    """
+
+    name: str
+    start: int
+    numel: int
+    shape: tuple[int, ...]  # of the whole parameter
+    tensors: dict[str, Tensor]
+
+    def key(self, kind: str) -> str:
+        """What the slice is called in a checkpoint's file."""
+        return f"{kind}/{self.name}@{self.start}"
+
+
+def slices_to_save(engine: Engine) -> list[Slice]:
+    """The slices this process saves; over all processes, every trained number once."""
+    slices = slices_to_fill(engine)
+    if engine.options.zero_stage:
+        return slices
+    # All processes hold all; they take turns, so that all of them write.
+    return slices[engine.options.rank :: engine.options.world]
+
+
+def slices_to_fill(engine: Engine) -> list[Slice]:
+    """The slices this process holds, to be filled when a run goes on."""
+    _make_moments(engine)
+    named = [(engine.names[id(p)], p) for p in engine.model.parameters() if p.requires_grad]
+    stage = engine.options.zero_stage
+    find = _whole if stage == 0 else _flat_slice if stage < 3 else _sharded_slice
+    found = (find(engine, name, p) for name, p in named)
+    return [piece for piece in found if piece is not None and piece.numel > 0]
+
+
+def put_in_place(engine: Engine) -> None:
+    """Make the weights that forward passes use those that the slices now hold."""
+    zero, stage = engine.zero, engine.options.zero_stage
+    if stage in (1, 2):
+        zero.update_lp_params()
+    elif stage == 3:
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def optimizer_state(engine: Engine) -> dict[str, Any]:
+    """What the optimizer knows beside its slices: steps it applied, fp16's loss scale."""
+    steps = float(next(iter(engine.adam.state.values()))["step"])
+    scaler = getattr(engine.zero, "loss_scaler", None)
+    plain = (int, float, bool, str)
+    scale = {k: v for k, v in vars(scaler).items() if isinstance(v, plain)} if scaler else {}
+    return {"steps": steps, "loss_scaler": scale}
+
+
+def set_optimizer_state(engine: Engine, saved: dict[str, Any]) -> None:
+    """Take `optimizer_state` up again."""
+    for state in engine.adam.state.values():
+        if torch.is_tensor(state["step"]):
+            state["step"].fill_(saved["steps"])
+        else:
+            state["step"] = int(saved["steps"])  # DeepSpeed's CPU Adam counts with an int
+    scaler = getattr(engine.zero, "loss_scaler", None)
+    if scaler is not None:
+        vars(scaler).update(saved["loss_scaler"])
+
+
+def _flats(engine: Engine) -> list[Tensor]:
+    """The tensors Adam itself works on."""
+    if engine.options.zero_stage == 0:
+        return [p for p in engine.model.parameters() if p.requires_grad]
+    if engine.options.zero_stage < 3:
+        return list(engine.zero.single_partition_of_fp32_groups)
+    return list(engine.zero.fp32_partitioned_groups_flat)
+
+
+def _make_moments(engine: Engine) -> None:
+    """Give Adam the state that it would make for itself on its first step."""
+    for flat in _flats(engine):
+        state = engine.adam.state[flat]
+        if "exp_avg" not in state:
+            fused = engine.adam.defaults.get("fused")
+            device = flat.device if fused else "cpu"
+            is_torch = isinstance(engine.adam, torch.optim.AdamW)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device) if is_torch else 0
+            state["exp_avg"] = torch.zeros_like(flat, dtype=torch.float32)
+            state["exp_avg_sq"] = torch.zeros_like(flat, dtype=torch.float32)
+
+
+def _views(engine: Engine, flat: Tensor, offset: int, numel: int) -> dict[str, Tensor]:
+    state = engine.adam.state[flat]
+    tensors = {"weight": flat.data, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+    return {kind: t.view(-1).narrow(0, offset, numel) for kind, t in tensors.items()}
+
+
+def _whole(engine: Engine, name: str, p: Any) -> Slice | None:
+    """Stage 0: each process holds all."""
+    return Slice(name, 0, p.numel(), tuple(p.shape), _views(engine, p, 0, p.numel()))
+
+
+def _flat_slice(engine: Engine, name: str, p: Any) -> Slice | None:
+    """Stages 1 and 2: all parameters lie in one row, cut into as many parts as processes."""
+    mapping = p._hp_mapping
+    if mapping is None:
+        return None
+    flat = engine.zero.single_partition_of_fp32_groups[mapping.param_group_index]
+    place = mapping.hp_fragment_address
+    views = _views(engine, flat, place.start, place.numel)
+    return Slice(name, mapping.lp_fragment_address.start, place.numel, tuple(p.shape), views)
+
+
+def _sharded_slice(engine: Engine, name: str, p: Any) -> Slice | None:
+    """Stage 3: each parameter is cut into as many parts as processes, the last one padded."""
+    zero = engine.zero
+    group, offset, padded = zero.grad_position[zero.get_param_id(p)]
+    start = engine.options.rank * padded
+    numel = max(0, min(padded, p.ds_numel - start))
+    flat = zero.fp32_partitioned_groups_flat[group]
+    return Slice(name, start, numel, tuple(p.ds_shape), _views(engine, flat, offset, numel))

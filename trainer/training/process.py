@@ -1,0 +1,163 @@
+"""One training process of a run: build the engine, go to the right place, train.
+
+Run alone in the step's own process, or as one of several by `trainer.training.launch`.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoints.folder import name_of, newest_good
+from trainer.checkpoints.seal import read_manifest
+from trainer.generation import read_prompts
+from trainer.models import empty_model, load_model, load_tokenizer
+from trainer.tokens.store import TokenStore
+from trainer.training.adapters import add_adapters
+from trainer.training.engine import DTYPES, Engine, EngineOptions, Precision, join_processes
+from trainer.training.figures import say
+from trainer.training.final import write_final
+from trainer.training.job import Job
+from trainer.training.loop import Loop, Progress
+from trainer.training.partitions import (
+    put_in_place,
+    set_optimizer_state,
+    slices_to_fill,
+    slices_to_save,
+)
+from trainer.training.records import cut_back
+from trainer.training.saving import Saver, restore
+from trainer.training.skipping import BadNumbersError
+from trainer.training.stopping import StopRequest
+
+
+def train(job: Job, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """Train to the end and, in the first process, write the final model.
+
+    Returns:
+        Of the first process: loss, eval_loss, tokens, seconds, tokens_per_second of the run.
+    """
+    if not job.is_trained:
+        _train(job, rank, world)
+    if rank:
+        return {}  # the first process seals the last checkpoint, and goes on from it
+    figures = _figures(job)
+    write_final(job, figures)
+    return figures
+
+
+def _train(job: Job, rank: int, world: int) -> None:
+    join_processes(rank, world)
+    options = _options(job, rank, world)
+    engine = Engine(_model(job, options.precision), options)
+    progress = Progress()
+    if job.checkpoint_path is not None:
+        progress = _go_to(job.checkpoint_path, engine)
+    keep, slices = job.config.checkpoints, slices_to_save(engine)
+    saver = Saver(job.run.checkpoints, slices, rank, world, keep)
+    store = TokenStore.open(job.path("tokens"))
+    tokenizer = load_tokenizer(job.tokenizer_path, job.config.trust_remote_code)
+    stop = StopRequest()
+    prompts = _prompts(job)
+    try:
+        Loop(job, engine, store, saver, stop, progress, prompts, tokenizer).run()
+    except BadNumbersError as error:
+        progress = _gone_back(error, job, engine)
+        Loop(job, engine, store, saver, stop, progress, prompts, tokenizer).run()
+    stop.at_once()
+    engine.close()
+
+
+def _gone_back(error: BadNumbersError, job: Job, engine: Engine) -> Progress:
+    """The progress of the last checkpoint, everything else put back to it, too.
+
+    Raises:
+        BadNumbersError: There is no checkpoint, or the run went back before.
+    """
+    checkpoint, _ = newest_good(job.run.checkpoints)
+    if checkpoint is None:
+        raise error
+    progress = _go_to(checkpoint, engine)
+    if progress.went_back:
+        raise error
+    if engine.options.rank == 0:
+        cut_back(job.run.root, progress.records)
+        say(f"{error} The run goes back to {checkpoint.name}, once.")
+    progress.went_back = True
+    engine.sum_over_processes(0.0)  # nobody writes before the files are cut back
+    return progress
+
+
+def _go_to(checkpoint: Path, engine: Engine) -> Progress:
+    """Make the engine's state that of the checkpoint."""
+    about = read_manifest(checkpoint).about
+    restore(slices_to_fill(engine), checkpoint)
+    put_in_place(engine)
+    set_optimizer_state(engine, about["optimizer"])
+    return Progress(**{f.name: about[f.name] for f in fields(Progress)})
+
+
+def _options(job: Job, rank: int, world: int) -> EngineOptions:
+    precision = choose_precision(job.config.precision, job.config.force_fp16)
+    stage = effective_stage(job.zero_stage, world, precision, job.offload)
+    if stage < job.zero_stage and rank == 0:
+        say(f"zero_stage {job.zero_stage} splits nothing over one process: trained as {stage}")
+    return EngineOptions(
+        rank=rank,
+        world=world,
+        batch_size=job.batch_size,
+        zero_stage=stage,
+        precision=precision,
+        offload=job.offload,
+        gradient_checkpointing=job.gradient_checkpointing,
+    )
+
+
+def effective_stage(asked: int, world: int, precision: Precision, offload: bool) -> int:
+    """The ZeRO stage that does what was asked at the least cost.
+
+    One process has nobody to share with: stage 3 then takes a third longer than stage 0
+    (benchmarks/training.py) and holds the same. In 16 bits stage 1 is the least that keeps
+    fp32 weights beside those in use.
+    """
+    least = 0 if precision == "fp32" else 1
+    return least if world == 1 and not offload else max(asked, least)
+
+
+def choose_precision(asked: Precision | str, force_fp16: bool) -> Precision:
+    """fp32 on the CPU; on a GPU bf16 where it has it, else fp16."""
+    if force_fp16:
+        return "fp16"
+    if asked:
+        return asked  # type: ignore[return-value]
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _model(job: Job, precision: Precision) -> Any:
+    """The base model; memory without numbers where a checkpoint fills all of it."""
+    config = job.config
+    fill = job.checkpoint_path is not None and config.lora is None
+    make = empty_model if fill else load_model
+    dtype, code = DTYPES[precision], config.trust_remote_code
+    model = make(job.path("model"), dtype=dtype, trust_remote_code=code)
+    if config.lora is not None:
+        add_adapters(model, config.lora, config.model, config.random_seed)
+    return model
+
+
+def _prompts(job: Job) -> list[str]:
+    if not job.config.prompt_file:
+        return []
+    return read_prompts(job.path("prompt_file").read_text(encoding="utf-8"))
+
+
+def _figures(job: Job) -> dict[str, Any]:
+    """What the last checkpoint says of the whole run."""
+    about = read_manifest(job.run.checkpoints / name_of(job.plan.steps)).about
+    figures = {name: about[name] for name in ("loss", "eval_loss", "tokens")}
+    figures["seconds"] = round(about["seconds"], 3)
+    figures["tokens_per_second"] = round(about["tokens"] / max(about["seconds"], 1e-9), 1)
+    return figures

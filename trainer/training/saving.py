@@ -1,0 +1,191 @@
+"""Write checkpoints behind the training's back.
+
+Training stops for a copy of its state in memory. A thread in each process writes,
+digests and syncs its slices; that of the first process waits for all, seals, verifies
+and prunes. One checkpoint is on its way at most.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.checkpoints.folder import name_of, part_of, prune
+from trainer.checkpoints.seal import seal, verify
+from trainer.checkpoints.tensors import SliceReader, write_tensors
+from trainer.config import CheckpointsConfig
+from trainer.errors import StepError
+from trainer.events import notice
+from trainer.outcome import write_atomically
+from trainer.training.partitions import KINDS, Slice
+
+ATTEMPTS = 5
+RETRY_SECONDS = 5.0
+
+
+class Saver:
+    """Saves the slices of one process, and as the first process the checkpoint as a whole."""
+
+    def __init__(
+        self, folder: Path, slices: list[Slice], rank: int, world: int, keep: CheckpointsConfig
+    ) -> None:
+        self.folder = folder
+        self.seconds = 0.0  # that the last checkpoint took, from copy to seal
+        self.stalled_seconds = 0.0  # that training stood still for checkpoints
+        self._rank, self._world, self._keep = rank, world, keep
+        self._keys = [piece.key(kind) for piece in slices for kind in KINDS]
+        self._views = [piece.tensors[kind] for piece in slices for kind in KINDS]
+        self._copies: list[torch.Tensor] = []
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._sealed: Path | None = None
+
+    def save(self, step: int, about: Mapping[str, Any]) -> None:
+        """Copy the state now and write it in the background.
+
+        Args:
+            step: Optimizer steps done.
+            about: What the manifest is to say; only the first process' counts.
+        """
+        self.wait()
+        began = time.monotonic()
+        self._copy()
+        self._thread = threading.Thread(
+            target=self._work, args=(step, dict(about), began), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        self.stalled_seconds += time.monotonic() - began
+
+    def wait(self) -> Path | None:
+        """Wait until what was saved is sealed; the newest sealed checkpoint of this process.
+
+        Raises:
+            StepError: It could not be written.
+        """
+        if self._thread is not None:
+            began = time.monotonic()
+            self._thread.join()
+            self.stalled_seconds += time.monotonic() - began
+            self._thread = None
+        self.check()
+        return self._sealed
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise StepError if a checkpoint could not be written."""
+        if self._failure is not None:
+            raise StepError(
+                f"a checkpoint could not be written ({self._failure}). The ones before it are "
+                "intact. Make room on the volume and run it again: it goes on from the last one."
+            ) from self._failure
+
+    def _copy(self) -> None:
+        if not self._copies:
+            pin = self._views[0].is_cuda if self._views else False
+            self._copies = [
+                torch.empty(v.shape, dtype=torch.float32, device="cpu", pin_memory=pin)
+                for v in self._views
+            ]
+        if self._views:
+            torch._foreach_copy_(self._copies, self._views)
+            if self._views[0].is_cuda:
+                torch.cuda.synchronize()
+
+    def _work(self, step: int, about: dict[str, Any], began: float) -> None:
+        try:
+            self._write(step)
+            if self._rank == 0:
+                place = self._seal(step, about)
+                self.seconds = time.monotonic() - began
+                self._verify_and_prune(place)
+        except (OSError, StepError) as error:
+            self._failure = error
+            shutil.rmtree(part_of(self.folder / name_of(step)), ignore_errors=True)
+
+    def _write(self, step: int) -> None:
+        """Write this process' slices, trying again when the volume is full or ails."""
+        part = part_of(self.folder / name_of(step))
+        path = part / f"rank-{self._rank:05d}-of-{self._world:05d}.safetensors"
+        arrays = {key: copy.numpy() for key, copy in zip(self._keys, self._copies, strict=True)}
+
+        def write() -> dict[str, Any]:
+            part.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            self._make_room(sum(array.nbytes for array in arrays.values()))
+            return write_tensors(path, arrays)
+
+        def make_room() -> None:
+            path.unlink(missing_ok=True)  # what there is of it takes room that others need
+            self._free_space()
+
+        record = _insist(write, on_failure=make_room)
+        write_atomically(_note_of(part, self._rank), json.dumps({path.name: record}))
+
+    def _make_room(self, size: int) -> None:
+        """Prune early, as far as the rule allows, where the volume has less than `size` left."""
+        if shutil.disk_usage(self.folder).free < size * 1.02:
+            self._free_space()
+
+    def _free_space(self) -> None:
+        if self._rank == 0:
+            prune(self.folder, keep_last=1, keep_best=self._keep.keep_best)
+
+    def _seal(self, step: int, about: dict[str, Any]) -> Path:
+        place = self.folder / name_of(step)
+        part = part_of(place)
+        notes = [_note_of(part, rank) for rank in range(self._world)]
+        while not all(note.exists() for note in notes):
+            time.sleep(0.02)  # a process that died is noticed by who started it
+        known = {}
+        for note in notes:
+            known.update(json.loads(note.read_text(encoding="utf-8")))
+            note.unlink()
+        _insist(lambda: seal(part, place, about, known), on_failure=self._free_space)
+        return place
+
+    def _verify_and_prune(self, place: Path) -> None:
+        """Read the new checkpoint back; only then may older ones go."""
+        if problems := verify(place):
+            raise StepError(f"the new checkpoint does not verify: {'; '.join(problems)}")
+        self._sealed = place
+        keep = self._keep
+        prune(self.folder, keep.keep_last, keep.keep_best, int(keep.max_gib * 2**30))
+
+
+def restore(slices: list[Slice], folder: Path) -> None:
+    """Fill the slices with what the checkpoint in `folder` holds, whoever wrote it."""
+    reader = SliceReader(folder)
+    for piece in slices:
+        for kind in KINDS:
+            numbers = np.empty(piece.numel, dtype=np.float32)
+            reader.read(f"{kind}/{piece.name}", piece.start, numbers)
+            piece.tensors[kind].copy_(torch.from_numpy(numbers))
+
+
+def _note_of(part: Path, rank: int) -> Path:
+    """Where a process leaves the record of its file for the first one, outside the checkpoint."""
+    return part.with_name(f"{part.name}.rank-{rank:05d}")
+
+
+def _insist(write: Callable[[], Any], on_failure: Callable[[], None]) -> Any:
+    """What `write` returns; after an OSError it is tried again, later and later."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return write()
+        except OSError as error:
+            if attempt == ATTEMPTS:
+                raise
+            wait = RETRY_SECONDS * attempt
+            notice(f"a checkpoint can't be written ({error}); trying again in {wait:.0f} s")
+            on_failure()
+            time.sleep(wait)
+    raise AssertionError

@@ -1,0 +1,198 @@
+"""The finetune step: find out what is there, decide, and start the training processes.
+
+Loads no torch before it is clear that there is something to train.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer import checkpoints, events
+from trainer.checkpoints.folder import clear_parts
+from trainer.config import FinetuneConfig, path_on_volume
+from trainer.errors import RequestError
+from trainer.run_folder import RunFolder
+from trainer.steps import StepResult
+from trainer.tokens.store import TokenStore
+from trainer.training.job import Job
+from trainer.training.records import cut_back
+from trainer.training.sizing import Sizing, size_up
+
+
+def run(config: FinetuneConfig) -> StepResult:
+    """Train the model, or find it trained; see FinetuneConfig."""
+    run_folder = RunFolder(config.volume, config.run_name)
+    if config.no_resume:
+        run_folder.start_over(config.attempt)
+    run_folder.refuse_other_request(config.request)
+    if (done := _finished(config, run_folder)) is not None:
+        return done
+    store = TokenStore.open(path_on_volume(config.volume, "tokens", config.tokens))
+    _refuse_what_cannot_be_trained(config, store)
+    sizing = size_up(
+        config, path_on_volume(config.volume, "model", config.model), store.manifest.context
+    )
+    if config.batch_size < 0 and run_folder.record() is None:
+        say(sizing.reason)
+    made_from = {**_made_from(config, store), "sizing": dataclasses.asdict(sizing)}
+    run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
+    job, resumed_from = _job(config, run_folder, store)
+    if config.processes == 1 or job.is_trained:
+        from trainer.training.process import train
+
+        figures = train(job)
+    else:
+        from trainer.training.launch import train_in_processes
+
+        figures = train_in_processes(job, config.processes)
+    result = {**_result(job), **figures, "resumed_from": resumed_from}
+    return StepResult(result=result, message=_sentence(result))
+
+
+def _finished(config: FinetuneConfig, run_folder: RunFolder) -> StepResult | None:
+    """The result of an earlier time, where the final model is complete and intact."""
+    if not run_folder.final.exists():
+        return None
+    if problems := checkpoints.verify(run_folder.final):
+        say(f"the final model is made again: {'; '.join(problems)}")
+        return None
+    earlier = run_folder.outcome("finetune")
+    if earlier is not None and earlier.status == "done":
+        return StepResult(result=earlier.result, message=earlier.message, reused=True)
+    about = checkpoints.read_manifest(run_folder.final).about
+    result = {
+        "final": f"{config.run_name}/final",
+        "steps": about["step"],
+        "resumed_from": None,
+        **about["figures"],
+    }
+    return StepResult(result=result, message=_sentence(result), reused=True)
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    loss = result.get("loss")
+    return f"{result['final']} after {result['steps']:,} steps" + (
+        "" if loss is None else f", loss {loss:.4f}"
+    )
+
+
+def _job(
+    config: FinetuneConfig, run_folder: RunFolder, store: TokenStore
+) -> tuple[Job, int | None]:
+    """Everything the processes need to know, and the step they go on from."""
+    clear_parts(run_folder.checkpoints)
+    found, bad = checkpoints.newest_good(run_folder.checkpoints)
+    for path, problems in bad:
+        aside = checkpoints.set_aside(path)
+        say(f"checkpoint {path.name} was set aside as {aside.name}: {'; '.join(problems)}")
+    about = checkpoints.read_manifest(found).about if found else {}
+    sizing = _sizing(config, run_folder)
+    batches = sizing.batch_size * config.gradients * config.processes
+    job = Job(
+        config=config,
+        num_contexts=store.manifest.num_train_contexts,
+        batch_size=sizing.batch_size,
+        global_batch=about.get("global_batch", batches),
+        zero_stage=config.zero_stage,
+        gradient_checkpointing=sizing.gradient_checkpointing,
+        offload=sizing.offload,
+        checkpoint=found.name if found else "",
+    )
+    if about and about["step"] == about["looked_at"] == job.plan.steps:
+        job = dataclasses.replace(job, is_trained=True)
+    for short in cut_back(run_folder.root, about.get("records", {})):
+        say(short)
+    if found is None:
+        return job, None
+    step = about["step"]
+    say(f"goes on from step {step} of {job.plan.steps} (checkpoints/{found.name})")
+    if about["processes"] != config.processes:
+        say(
+            f"it was made by {about['processes']} processes, now there are {config.processes}: "
+            "same batches, but sums in another order, so losses agree to about 1e-4"
+        )
+    return job, step
+
+
+def _sizing(config: FinetuneConfig, run_folder: RunFolder) -> Sizing:
+    """What was worked out when the run was admitted, unless other sizes are asked for now."""
+    record = run_folder.record()
+    assert record is not None
+    if config.batch_size > 0:
+        return Sizing(batch_size=config.batch_size)
+    return Sizing(**record["sizing"])
+
+
+def _refuse_what_cannot_be_trained(config: FinetuneConfig, store: TokenStore) -> None:
+    manifest, problems = store.manifest, []
+    model = path_on_volume(config.volume, "model", config.model)
+    described = _described(model)
+    limit = described.get("n_positions") or described.get("max_position_embeddings")
+    if limit and manifest.context > limit:
+        problems.append(
+            f"context is longer than the model can take (got {manifest.context}). "
+            f"{config.model} takes at most {limit}. Take a smaller context."
+        )
+    embeddings = described.get("vocab_size")
+    if embeddings and manifest.vocab_size > embeddings:
+        problems.append(
+            f"tokens has ids up to {manifest.vocab_size - 1:,}, more than the model has embeddings "
+            f"(got {embeddings:,} in {config.model}). Tokenize with the model's own tokenizer."
+        )
+    if (
+        config.prompt_file
+        and not path_on_volume(config.volume, "prompt_file", config.prompt_file).is_file()
+    ):
+        problems.append(
+            f"prompt_file is not there (got {config.prompt_file!r}). "
+            "Name a UTF-8 text file on the volume, one prompt a line."
+        )
+    if not manifest.num_train_contexts:
+        problems.append(
+            "dataset leaves no context to train on (got 0 of "
+            f"{manifest.num_contexts}). Raise train_ratio or bring more text."
+        )
+    if problems:
+        raise RequestError(*problems)
+
+
+def _described(model: Path) -> dict[str, Any]:
+    try:
+        return json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"model {model.name} has no readable config.json ({error}). "
+            "A model folder holds config.json, weights and a tokenizer."
+        ) from error
+
+
+def _made_from(config: FinetuneConfig, store: TokenStore) -> dict[str, Any]:
+    """Versions and digests for run.json: enough to make the run again."""
+    names = ("torch", "transformers", "deepspeed", "tokenizers", "safetensors", "finetune-pipeline")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "model": config.model,
+        "tokens": config.tokens,
+        "tokens_digest": store.digest,
+        "tokenizer_digest": store.manifest.tokenizer_digest,
+        "random_seed": config.random_seed,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def _result(job: Job) -> dict[str, Any]:
+    steps = job.plan.steps
+    return {
+        "final": f"{job.config.run_name}/final",
+        "steps": steps,
+        "batch_size": job.batch_size,
+        "checkpoint": f"{job.config.run_name}/checkpoints/step-{steps:08d}",
+    }
+
+
+def say(message: str) -> None:
+    """Tell both who reads the log and who watches the run."""
+    print(message, flush=True)
+    events.notice(message)
