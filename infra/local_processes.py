@@ -194,8 +194,11 @@ class LocalBackend:
         process = self._started.get(folder)
         if process is not None and process.poll() is not None:
             return False
-        with open(folder / "lock", "a", encoding="utf-8") as lock:
-            return not _try_lock(lock.fileno())
+        try:
+            with open(folder / "lock", "r+b") as lock:
+                return not _try_lock(lock.fileno())
+        except FileNotFoundError:
+            return False
 
     def _stop(self, folder: Path, grace_seconds: float) -> None:
         if not self._alive(folder):

@@ -73,22 +73,24 @@ def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Ou
             else:
                 watcher.event(spec.step, event)
 
+    submitted = stopped = False
     try:
         where = backend.submit(spec)
-    except PlaceError as error:
-        raise RequestError(str(error)) from error
-    except ContactError as error:
-        raise StepError(str(error)) from error
-    for watcher in watchers:
-        watcher.started(spec.step, where)
-    stopped = False
-    try:
+        submitted = True
+        for watcher in watchers:
+            watcher.started(spec.step, where)
         end = backend.wait(spec, take)
-    except (ContactError, PlaceError) as error:
+    except PlaceError as error:
+        raise (StepError if submitted else RequestError)(str(error)) from error
+    except ContactError as error:
         raise StepError(str(error)) from error
     except KeyboardInterrupt:
         if backend.detaches:
             raise Interrupted(f"the {spec.step} step goes on. {backend.hint(spec)}") from None
+        if not submitted:
+            backend.cancel(spec)  # it may be there all the same
+            again = f"interrupted as the {spec.step} step started. Run it again to go on."
+            raise Interrupted(again) from None
         stopped = True
         end = _stop(backend, spec, take)
     outcome = _judge(spec, end, last_lines, stopped=stopped)
