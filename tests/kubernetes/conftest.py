@@ -24,10 +24,16 @@ def volume(tmp_path: Path) -> Path:
     return folder
 
 
+def cluster_of_stand_ins(folder: Path, **options: Any) -> Cluster:
+    """A cluster, not yet started, that runs the stand-in trainer."""
+    made = Cluster(folder / "cluster", {CLAIM: folder / CLAIM}, **options)
+    made.node.entrypoint = [sys.executable, str(STAND_IN)]
+    return made
+
+
 @pytest.fixture
 def cluster(tmp_path: Path, volume: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with Cluster(tmp_path / "cluster", {CLAIM: volume}) as running:
-        running.node.entrypoint = [sys.executable, str(STAND_IN)]
+    with cluster_of_stand_ins(tmp_path) as running:
         monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig))
         yield running
 

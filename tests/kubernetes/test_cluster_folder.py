@@ -11,27 +11,25 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from prefect.utilities.templating import apply_values
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
 from infra.backend import PlaceError, Resources
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec
+from tests.kubernetes.shipped import FOLDER, LISTED, MANIFESTS
 from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.faults import Request
 
 ROOT = Path(__file__).parents[2]
-FOLDER, IMAGES = ROOT / "infra/cluster", ROOT / "infra/images"
-LISTED = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
-OBJECTS = [made for name in LISTED for made in yaml.safe_load_all((FOLDER / name).read_text())]
+IMAGES = ROOT / "infra/images"
 TEMPLATE = json.loads((FOLDER / "base-job-template.json").read_text())
 Rule = tuple[str, str, str]  # API group, resource, verb
 
 
 def named(kind: str, name: str) -> dict[str, Any]:
-    return next(o for o in OBJECTS if (o["kind"], o["metadata"]["name"]) == (kind, name))
+    return next(o for o in MANIFESTS if (o["kind"], o["metadata"]["name"]) == (kind, name))
 
 
 def rules_of(role: str) -> set[Rule]:
@@ -50,13 +48,13 @@ def test_every_file_of_the_folder_is_applied() -> None:
 
 @pytest.mark.parametrize("version", ["1.31", "1.34", "1.37"])
 def test_every_object_suits_the_published_schemas(version: str) -> None:
-    for made in OBJECTS:
+    for made in MANIFESTS:
         kubernetes_validate.validate(made, version, strict=True)
         assert "namespace" not in made["metadata"]
 
 
 def test_every_deployment_passes_the_restricted_standard() -> None:
-    pods = [o["spec"]["template"]["spec"] for o in OBJECTS if o["kind"] == "Deployment"]
+    pods = [o["spec"]["template"]["spec"] for o in MANIFESTS if o["kind"] == "Deployment"]
     assert len(pods) == 2
     assert [violations_of_restricted(pod) for pod in pods] == [[], []]
 

@@ -4,6 +4,7 @@
     server.py          the API over HTTP: verbs, watches, logs, Status bodies
     api_objects.py     defaults, selectors, patches, Status bodies
     admission.py       what a request must satisfy: names, fields, immutability, Pod Security
+    permissions.py     what service accounts may do
     store.py           objects, resource versions, history
     job_controller.py  Jobs make Pods and count them
     job_rules.py       failure policies, Pods of a template

@@ -179,8 +179,3 @@ def violations_of_restricted(pod: Object) -> list[str]:
         found += [f"volume type {key}" for key in volume if key not in allowed.split()]
     found += [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
     return found
-
-
-def check_pod_security(given: Object) -> list[str]:
-    """Warnings that a namespace enforcing "restricted" gives for a Job; its Pods are refused."""
-    return violations_of_restricted(given["spec"]["template"]["spec"])

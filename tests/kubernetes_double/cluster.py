@@ -7,7 +7,7 @@ time; what touches objects goes through `do`, in the cluster's own event loop.
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from tests.kubernetes_double.events import Events
 from tests.kubernetes_double.faults import TOKEN, Faults
 from tests.kubernetes_double.job_controller import JobController
 from tests.kubernetes_double.kubelet import Kubelet, Node
+from tests.kubernetes_double.permissions import Permissions, token_of
 from tests.kubernetes_double.server import Server
 from tests.kubernetes_double.store import Object, Store
 
@@ -34,6 +35,8 @@ class Cluster:
         volumes: The folder of each PersistentVolumeClaim.
         backoff_seconds: Before the first Pod that replaces a failed one (real: 10).
         port: 0 takes a free one.
+        manifests: Applied to the namespace. With any, it is as strict as it can be: every field
+            is validated, Pod Security is "restricted", and service accounts have these rights.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Cluster:
         *,
         backoff_seconds: float = 0.05,
         port: int = 0,
+        manifests: Sequence[Object] = (),
     ) -> None:
         self.folder = folder
         self.volumes = volumes or {}
@@ -50,6 +54,10 @@ class Cluster:
         self.node = Node()
         self.store: Store
         self._backoff_seconds = backoff_seconds
+        self._guarded = bool(manifests)
+        self._permissions = Permissions(manifests)
+        self.faults.permits = self._permissions.allow
+        self.faults.tokens |= self._permissions.tokens
         self.port = port
         self._ready = threading.Event()
         self._stop: asyncio.Event
@@ -64,6 +72,9 @@ class Cluster:
             raise self._failure
         self.kubeconfig = self.folder / "kubeconfig"
         self.write_kubeconfig()
+        for account in self._permissions.accounts:
+            path = self.folder / f"kubeconfig-{account}"
+            self.node.kubeconfigs[account] = self.write_kubeconfig(token_of(account), path=path)
         return self
 
     def __exit__(
@@ -77,8 +88,9 @@ class Cluster:
         if self._failure and kind is None:
             raise self._failure
 
-    def write_kubeconfig(self, token: str = TOKEN, namespace: str = NAMESPACE) -> Path:
+    def write_kubeconfig(self, token: str = TOKEN, *, path: Path | None = None) -> Path:
         """A kubeconfig for this cluster, written over the one that was there."""
+        path = path or self.kubeconfig
         url = f"http://127.0.0.1:{self.port}"
         config = {
             "apiVersion": "v1",
@@ -88,14 +100,14 @@ class Cluster:
             "contexts": [
                 {
                     "name": "test",
-                    "context": {"cluster": "test", "user": "test", "namespace": namespace},
+                    "context": {"cluster": "test", "user": "test", "namespace": NAMESPACE},
                 }
             ],
             "current-context": "test",
         }
-        beside = self.kubeconfig.with_suffix(".new")
+        beside = path.with_suffix(".new")
         beside.write_text(yaml.safe_dump(config))
-        return beside.replace(self.kubeconfig)
+        return beside.replace(path)
 
     def do(self, action: Callable[[], Any]) -> Any:
         """Call `action` in the cluster's event loop and return what it returns."""
@@ -156,11 +168,12 @@ class Cluster:
         self.store = Store()
         events = Events(self.store)
         self.controller = JobController(self.store, events, self._backoff_seconds)
+        self.controller.restricted = self._guarded
         pods = self.folder / "pods"
         self.kubelet = Kubelet(self.store, events, self.node, pods, self.volumes)
         for claim in self.volumes:
             self.store.create("persistentvolumeclaims", NAMESPACE, {"metadata": {"name": claim}})
-        app = Server(self.store, self.kubelet, self.faults).app()
+        app = Server(self.store, self.kubelet, self.faults, strict=self._guarded).app()
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.kubernetes_double.store import Object
 
 TERMINATION_VARIABLE = "FINETUNE_TERMINATION_PATH"
@@ -44,6 +46,7 @@ class Container:
         self._pod, self._folder, self._volumes = pod, folder, volumes
         self._entrypoint = entrypoint or [sys.executable, "-m", "trainer"]
         self._node_environment = node_environment or {}
+        self._termination = folder / "termination"
         self._process: asyncio.subprocess.Process | None = None
         self._last_stamp = 0
 
@@ -79,7 +82,7 @@ class Container:
             async for line in self._process.stdout:
                 log.write(f"{self._stamp()} ".encode() + line.rstrip(b"\n") + b"\n")
         code = await self._process.wait()
-        self.kill()  # what it left behind in its session, as a container's cgroup is killed
+        self._kill_descendants()
         return 128 - code if code < 0 else code
 
     def signal(self, signum: int) -> None:
@@ -90,9 +93,22 @@ class Container:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def _kill_descendants(self) -> None:
+        """Kill what it left, also in sessions of their own, as a container's cgroup is killed."""
+        mine = str(self._termination)
+        while True:
+            running = psutil.process_iter(["environ"])  # a zombie has none
+            left = [p for p in running if mine in (p.info["environ"] or {}).values()]
+            if not left:
+                return
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
     async def end(self) -> None:
         """Kill what is left of it, and wait until it is gone."""
         self.kill()
+        self._kill_descendants()
         if self._process is not None:
             await self._process.wait()
 
@@ -100,7 +116,7 @@ class Container:
     def termination_message(self) -> str:
         """What it left, cut at 4,096 bytes as the kubelet does."""
         with contextlib.suppress(FileNotFoundError):
-            return (self._folder / "termination").read_bytes()[:4096].decode(errors="replace")
+            return self._termination.read_bytes()[:4096].decode(errors="replace")
         return ""
 
     def _stamp(self) -> str:
@@ -137,7 +153,7 @@ class Container:
                 given[variable["name"]] = _field(self._pod, source["fieldRef"]["fieldPath"])
             elif "value" in variable:
                 given[variable["name"]] = _rewritten(variable["value"], mounts)
-        here = {"PATH": os.environ["PATH"], TERMINATION_VARIABLE: str(self._folder / "termination")}
+        here = {"PATH": os.environ["PATH"], TERMINATION_VARIABLE: str(self._termination)}
         return {**given, **here, **self._node_environment}
 
 

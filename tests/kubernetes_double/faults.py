@@ -60,7 +60,8 @@ class Faults:
 
     tokens: set[str] = field(default_factory=lambda: {TOKEN})
     namespaces: set[str] = field(default_factory=lambda: {"default"})
-    allowed: Callable[[Request], bool] = lambda request: True  # RBAC
+    allowed: Callable[[Request], bool] = lambda request: True
+    permits: Callable[[str, Request], bool] = lambda token, request: True  # RBAC
     down: bool = False
     slow_seconds: float = 0.0
     log_cuts: list[int] = field(default_factory=list)  # bytes after which each next stream is cut
@@ -102,7 +103,7 @@ class Faults:
             if suits and refusal.times > 0:
                 refusal.times -= 1
                 raise RefusedError(refusal.code, refusal.reason, refusal.message)
-        if asked.resource and not self.allowed(asked):
+        if asked.resource and not (self.allowed(asked) and self.permits(token, asked)):
             raise forbidden(asked)
 
     def after(self, asked: Request) -> None:

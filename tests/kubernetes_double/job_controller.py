@@ -6,6 +6,7 @@ the project does not use (TTL, success policy, elastic Jobs) are left out.
 
 import asyncio
 
+from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.deletion import FOREGROUND, collect, delete_pod
 from tests.kubernetes_double.events import Events
 from tests.kubernetes_double.job_rules import (
@@ -41,7 +42,8 @@ class JobController:
         self._not_before: dict[str, float] = {}
         self._dirty: set[tuple[str, str]] = set()
         self._watched_deadlines: set[str] = set()
-        self.refuses_pods = ""  # the words with which creating a Pod is refused (quota, policy)
+        self.refuses_pods = ""  # the words with which creating a Pod is refused (quota)
+        self.restricted = False  # whether the namespace enforces Pod Security "restricted"
         store.listen(self._on_change)
 
     def _on_change(self, change: str, kind: str, obj: Object) -> None:
@@ -147,8 +149,8 @@ class JobController:
         self._store.update("jobs", job)
 
     def _make_pods(self, job: Object, wanted: int, running: list[Object]) -> list[Object]:
-        if self.refuses_pods:
-            words = f"Error creating: {self.refuses_pods}"
+        if refused := self.refuses_pods or self._insecure(job):
+            words = f"Error creating: {refused}"
             self._events.tell(job, "Warning", "FailedCreate", words, "job-controller")
             return []
         made = []
@@ -162,6 +164,13 @@ class JobController:
             self._events.tell(job, "Normal", "SuccessfulCreate", words, "job-controller")
             made.append(pod)
         return made
+
+    def _insecure(self, job: Object) -> str:
+        """The words with which Pod Security refuses the Job's Pods; empty: it does not."""
+        found = violations_of_restricted(job["spec"]["template"]["spec"]) if self.restricted else []
+        pod = f'pods "{job["metadata"]["name"]}"'
+        violates = 'is forbidden: violates PodSecurity "restricted:latest"'
+        return f"{pod} {violates}: {', '.join(found)}" if found else ""
 
     def _exceed(self, namespace: str, name: str, uid: str) -> None:
         job = self._store.get("jobs", namespace, name)

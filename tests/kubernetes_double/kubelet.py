@@ -33,6 +33,7 @@ class Node:
     mount_failure: str = ""  # the words with which no volume can be mounted
     entrypoint: list[str] | None = None  # in place of `python -m trainer`
     environment: dict[str, str] = field(default_factory=dict)
+    kubeconfigs: dict[str, Path] = field(default_factory=dict)  # of service accounts
 
 
 class _DeletedError(Exception):
@@ -139,13 +140,21 @@ class Kubelet:
         pod = self._set_status(pod, pod_status.waiting(pod, "ContainerCreating"))
         uid = pod["metadata"]["uid"]
         container = Container(
-            pod, self._folder / uid, self._volumes, self._node.entrypoint, self._node.environment
+            pod, self._folder / uid, self._volumes, self._node.entrypoint, self._environment(pod)
         )
         await container.start()
         self.containers[uid] = container
         self._events.tell(pod, "Normal", "Created", "Container created", "kubelet")
         current = self._current(pod) or pod
         return self._set_status(current, pod_status.running(current, f"containerd://{uid}"))
+
+    def _environment(self, pod: Object) -> dict[str, str]:
+        """The node's variables, and the credentials of the Pod's service account if it gets any."""
+        spec = pod["spec"]
+        kubeconfig = self._node.kubeconfigs.get(spec.get("serviceAccountName", ""))
+        if kubeconfig is None or spec.get("automountServiceAccountToken") is False:
+            return self._node.environment
+        return {**self._node.environment, "KUBECONFIG": str(kubeconfig)}
 
     async def _pull(self, pod: Object) -> None:
         container = pod["spec"]["containers"][0]

@@ -38,10 +38,15 @@ LOG_POLL_SECONDS = 0.02
 
 
 class Server:
-    """Answers requests from the store."""
+    """Answers requests from the store.
 
-    def __init__(self, store: Store, kubelet: Kubelet, faults: Faults) -> None:
+    Args:
+        strict: Validate every object as if `fieldValidation=Strict` had been asked for.
+    """
+
+    def __init__(self, store: Store, kubelet: Kubelet, faults: Faults, *, strict: bool) -> None:
         self._store, self._kubelet, self._faults = store, kubelet, faults
+        self._strict = strict
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._answer], client_max_size=4 << 20)
@@ -125,7 +130,7 @@ class Server:
 
     def _create(self, kind: str, namespace: str, given: Object, request: web.Request) -> Object:
         self._faults.check_namespace(namespace)
-        admission.check_fields(kind, given, strict=request.query.get("fieldValidation") == "Strict")
+        admission.check_fields(kind, given, strict=self._is_strict(request))
         admission.check_create(kind, given)
         metadata = given["metadata"]
         if not metadata.get("name"):
@@ -178,11 +183,12 @@ class Server:
         if request.method == "PATCH" and not merge:
             raise RefusedError(415, "UnsupportedMediaType", f"unsupported: {request.content_type}")
         changed = merged(found, given) if merge else {**given, "status": found.get("status", {})}
-        admission.check_fields(
-            kind, changed, strict=request.query.get("fieldValidation") == "Strict"
-        )
+        admission.check_fields(kind, changed, strict=self._is_strict(request))
         admission.check_update(kind, found, changed)
         return self._store.update(kind, changed)
+
+    def _is_strict(self, request: web.Request) -> bool:
+        return self._strict or request.query.get("fieldValidation") == "Strict"
 
     # --- streams ------------------------------------------------------------------------
 
