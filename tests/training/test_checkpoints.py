@@ -60,7 +60,13 @@ def spoil_the_manifest(checkpoint: Path) -> None:
     path.write_text(path.read_text()[:-20])
 
 
-DAMAGES = [flip_a_byte, cut_short, lose_a_file, add_a_file, lose_the_manifest, spoil_the_manifest]
+def alter_the_manifest(checkpoint: Path) -> None:
+    path = checkpoint / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 7', '"step": 6'))
+
+
+DAMAGES = [flip_a_byte, cut_short, lose_a_file, add_a_file]
+DAMAGES += [lose_the_manifest, spoil_the_manifest, alter_the_manifest]
 
 
 def test_an_intact_checkpoint_has_no_problems(tmp_path: Path) -> None:

@@ -7,41 +7,45 @@ and one rename puts the folder in place. `verify` alone decides what is complete
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from trainer.errors import DamagedError
 from trainer.outcome import sync_folder, write_atomically
 
 MANIFEST = "manifest.json"
-FORMAT = 1
-_READ_BYTES = 4 * 2**20
+FORMAT = 2
+_READ_BYTES = 2**20
+# `known` records may be of either kind; what users see of a final model stays sha256.
+_DIGESTS: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a sealed folder holds: `files` maps a path to its bytes and sha256."""
+    """What a sealed folder holds: `files` maps a path to its bytes and its digest."""
 
     files: dict[str, dict[str, Any]]
     about: dict[str, Any]
 
     @property
     def digest(self) -> str:
-        """One digest for all of the folder's files."""
+        """One digest for all files of a final model."""
         lines = [f"{self.files[name]['sha256']}  {name}\n" for name in sorted(self.files)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def file_record(path: Path) -> dict[str, Any]:
+def file_record(path: Path, kind: str = "sha256") -> dict[str, Any]:
     """Size and digest of a file, as a manifest holds them."""
-    digest, size = hashlib.sha256(), 0
+    digest, size, block = _DIGESTS[kind](), 0, memoryview(bytearray(_READ_BYTES))
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            size += count
+    return {"bytes": size, kind: digest.hexdigest()}
 
 
 def seal(
@@ -68,6 +72,7 @@ def seal(
         sync_folder(inner)
     manifest = Manifest(files=files, about=dict(about))
     content = {"format": FORMAT, **manifest.about, "files": dict(sorted(files.items()))}
+    content["manifest_sha256"] = _digest_of(content)
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1))
     folder.rename(place)
     sync_folder(place.parent)
@@ -82,12 +87,15 @@ def read_manifest(folder: Path) -> Manifest:
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = content.pop("files")
-        if content.pop("format") != FORMAT:
+        if content["format"] != FORMAT:
             raise DamagedError(f"{folder.name}/{MANIFEST} has a format this version can't read")
+        if content.pop("manifest_sha256") != _digest_of(content):
+            raise DamagedError(f"{folder.name}/{MANIFEST} was altered: its digest is not its own")
+        del content["format"]
+        files = content.pop("files")
     except FileNotFoundError as error:
         raise DamagedError(f"{folder.name} has no {MANIFEST}: it was never completed") from error
-    except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder.name}/{MANIFEST} can't be read ({error})") from error
     return Manifest(files=files, about=content)
 
@@ -113,7 +121,7 @@ def verify(folder: Path, digests: bool = True) -> list[str]:
         size = (folder / name).stat().st_size
         if size != expected["bytes"]:
             problems.append(f"{folder.name}/{name} has {size} bytes instead of {expected['bytes']}")
-        elif digests and file_record(folder / name) != expected:
+        elif digests and not _has_digest(folder / name, expected):
             problems.append(f"{folder.name}/{name} was altered: its digest is not the manifest's")
     return problems
 
@@ -121,6 +129,16 @@ def verify(folder: Path, digests: bool = True) -> list[str]:
 def is_complete(folder: Path) -> bool:
     """Whether `folder` is sealed and intact."""
     return not verify(folder)
+
+
+def _has_digest(path: Path, expected: Mapping[str, Any]) -> bool:
+    kind = next((name for name in expected if name in _DIGESTS), None)
+    return kind is not None and file_record(path, kind) == expected
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    """Of what a manifest says, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,21 +4,25 @@ The format: 8 bytes of header length, a JSON header, the tensors' bytes.
 Source: https://github.com/huggingface/safetensors#format
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
-_WRITE_BYTES = 8 * 2**20  # between two digests: small enough to still be in the cache
+_WRITE_BYTES = 2**20  # digested, then written: small enough to be in the cache the second time
+_SYNC_BYTES = 16 * 2**20  # the disk begins with the first part while the next is written
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Write and sync fp32 arrays; return the file's size and digest.
+
+    The digest is there to find damage, which needs no cryptography: XXH3 with 128 bits
+    is nine times as fast as SHA-256, and a manifest that anybody may rewrite proves no more.
 
     Args:
         path: Must not exist.
@@ -35,20 +39,44 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any
         offset += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    digest, size = hashlib.sha256(), 0
-    # Digesting and writing both let other threads run: together they take the longer of both.
-    with open(path, "xb", buffering=0) as file, ThreadPoolExecutor(1) as digester:
+    digest, size = xxhash.xxh3_128(), 0
+    with open(path, "xb", buffering=0) as file, _SyncBehind(file.fileno()) as syncing:
         blocks: list[Any] = [len(text).to_bytes(8, "little") + text, *arrays.values()]
         for block in blocks:
             view = memoryview(block).cast("B")
             for start in range(0, len(view), _WRITE_BYTES):
                 piece = view[start : start + _WRITE_BYTES]
-                digesting = digester.submit(digest.update, piece)
+                digest.update(piece)
                 _write_all(file, piece)
-                digesting.result()
+                syncing.wrote(len(piece))
             size += len(view)
         os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": size, "xxh3_128": digest.hexdigest()}
+
+
+class _SyncBehind:
+    """Syncs a file now and then while it grows, from a thread, so that the end waits less."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._bytes = descriptor, 0
+        self._syncer = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
+
+    def __enter__(self) -> "_SyncBehind":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._syncer.shutdown()
+
+    def wrote(self, count: int) -> None:
+        """Raises OSError where an earlier part could not be synced."""
+        self._bytes += count
+        if self._bytes < _SYNC_BYTES or (self._syncing is not None and not self._syncing.done()):
+            return
+        if self._syncing is not None:
+            self._syncing.result()
+        self._bytes = 0
+        self._syncing = self._syncer.submit(os.fdatasync, self._descriptor)
 
 
 def _write_all(file: Any, piece: memoryview) -> None:

@@ -22,7 +22,6 @@ from trainer.checkpoints.tensors import SliceReader, write_tensors
 from trainer.config import CheckpointsConfig
 from trainer.errors import StepError
 from trainer.events import notice
-from trainer.outcome import write_atomically
 from trainer.training.partitions import KINDS, Slice
 
 ATTEMPTS = 5
@@ -42,6 +41,9 @@ class Saver:
         self._keys = [piece.key(kind) for piece in slices for kind in KINDS]
         self._views = [piece.tensors[kind] for piece in slices for kind in KINDS]
         self._copies: list[torch.Tensor] = []
+        # Memory is got while training begins: the first save stalls no longer than the others.
+        self._preparing = threading.Thread(target=self._prepare, name="buffers", daemon=True)
+        self._preparing.start()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._sealed: Path | None = None
@@ -88,13 +90,15 @@ class Saver:
                 "intact. Make room on the volume and run it again: it goes on from the last one."
             ) from self._failure
 
+    def _prepare(self) -> None:
+        pin = self._views[0].is_cuda if self._views else False
+        self._copies = [
+            torch.empty(v.shape, dtype=torch.float32, device="cpu", pin_memory=pin).zero_()
+            for v in self._views
+        ]
+
     def _copy(self) -> None:
-        if not self._copies:
-            pin = self._views[0].is_cuda if self._views else False
-            self._copies = [
-                torch.empty(v.shape, dtype=torch.float32, device="cpu", pin_memory=pin)
-                for v in self._views
-            ]
+        self._preparing.join()
         if self._views:
             torch._foreach_copy_(self._copies, self._views)
             if self._views[0].is_cuda:
@@ -128,7 +132,7 @@ class Saver:
             self._free_space()
 
         record = _insist(write, on_failure=make_room)
-        write_atomically(_note_of(part, self._rank), json.dumps({path.name: record}))
+        _leave_note(_note_of(part, self._rank), {path.name: record})
 
     def _make_room(self, size: int) -> None:
         """Prune early, as far as the rule allows, where the volume has less than `size` left."""
@@ -174,6 +178,13 @@ def restore(slices: list[Slice], folder: Path) -> None:
 def _note_of(part: Path, rank: int) -> Path:
     """Where a process leaves the record of its file for the first one, outside the checkpoint."""
     return part.with_name(f"{part.name}.rank-{rank:05d}")
+
+
+def _leave_note(note: Path, record: dict[str, Any]) -> None:
+    """Whole or not at all, and not synced: nobody reads it after a power cut."""
+    beside = note.with_name(f"{note.name}.new")
+    beside.write_text(json.dumps(record), encoding="utf-8")
+    beside.replace(note)
 
 
 def _insist(write: Callable[[], Any], on_failure: Callable[[], None]) -> Any:
