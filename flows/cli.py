@@ -134,6 +134,43 @@ def plan(
 @cli.command(epilog=EXIT_CODES)
 @takes_parameters
 @home_option
+@click.option(
+    "--step",
+    "steps",
+    multiple=True,
+    type=click.Choice(["fetch", "tokenize", "finetune", "evaluate"]),
+    help="Only this step; may be repeated.",
+)
+@click.option("--tokens", help="Store of tokens, as the tokenize step printed it: tokens/...")
+def render(
+    assignments: tuple[str, ...],
+    file: Path | None,
+    home: Path,
+    steps: tuple[str, ...],
+    tokens: str | None,
+) -> None:
+    """Print the Kubernetes objects of each step as YAML; nothing is touched.
+
+    \b
+    One step after the other, each once the one before it is Complete:
+        finetune render -p ... --step fetch | kubectl apply -f -
+    """
+    from flows.render import STEPS, UNKNOWN_STORE, render_request
+
+    parameters = read_parameters(assignments, file)
+    asked = steps or STEPS
+    click.echo(render_request(parameters, home, asked, tokens or UNKNOWN_STORE), nl=False)
+    if not tokens and {"finetune", "evaluate"} & set(asked):
+        print(
+            f"{UNKNOWN_STORE} stands for what tokenize makes: give it with --tokens for the steps "
+            "after it",
+            file=sys.stderr,
+        )
+
+
+@cli.command(epilog=EXIT_CODES)
+@takes_parameters
+@home_option
 @click.option("--text-field", default="text", show_default=True, help="Of JSONL and parquet.")
 @click.option("--paranoid", is_flag=True, help="Read every file again, whatever its time says.")
 def tokenize(

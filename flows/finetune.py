@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.parameters import Parameters, refuse_what_is_not_built, takes
+from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built, takes
 from infra.place import backend_from_environment
 from tasks.artifacts import show_result
 from tasks.deployment import deploy
@@ -27,13 +27,15 @@ def finetune(**given: Any) -> dict[str, Any]:
     """Finetune a language model on a folder of text, evaluate it and serve it."""
     # Checked here and not by Prefect, so that one error names every parameter to mend.
     parameters = load_parameters(Parameters, given)
-    backend = backend_from_environment(logs=parameters.logs)
+    settings = cluster_settings(parameters)
+    backend = backend_from_environment(parameters.logs, settings)
     refuse_what_is_not_built(parameters, on_cluster=backend.detaches)
     run = Run(
         parameters=parameters.model_dump(),
         request=parameters.request,
         attempt=str(flow_run.get_id()),
         backend=backend,
+        nodes=settings.nodes if backend.detaches else 1,
         watcher=current_watcher(),
     )
     with claimed(run.backend, parameters.pvc, parameters.run_name):

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import MinLen
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, WithJsonSchema
 
+from infra.manifests_settings import VARIABLE, ClusterSettings, settings_from_environment
 from trainer.config import (
     BatchSize,
     BoundaryIndex,
@@ -49,6 +50,20 @@ def _from_object_or_text(topic: Any) -> BeforeValidator:
 
 Checkpoints = Annotated[CheckpointsConfig, _from_object_or_text(CheckpointsConfig)]
 Lora = Annotated[LoraConfig | None, _from_object_or_text(LoraConfig)]
+
+
+def _settings_given(value: Any) -> dict[str, Any]:
+    """The settings as they were given, checked: those left out are the cluster's to decide."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    TypeAdapter(ClusterSettings).validate_json(text)
+    return json.loads(text)
+
+
+Cluster = Annotated[
+    dict[str, Any],
+    BeforeValidator(_settings_given),
+    WithJsonSchema(TypeAdapter(ClusterSettings).json_schema()),
+]
 
 
 class Parameters(BaseModel):
@@ -180,6 +195,8 @@ class Parameters(BaseModel):
     """Which checkpoints stay: keep_last=2, keep_best=true, max_gib=0 , every_minutes=0."""
     lora: Lora = None
     """Train adapters instead of all weights: rank=8, alpha=16, dropout=0, target_modules=[]."""
+    cluster: Cluster = {}  # noqa: RUF012 - pydantic copies it
+    """Where and how Jobs run, over FINETUNE_CLUSTER: nodes=1, namespace, queue, secrets, ..."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -193,7 +210,7 @@ class Parameters(BaseModel):
 
 # A run goes on with other values of these: where it runs, what is done with its result.
 NOT_DEFINING = frozenset(
-    "pvc region logs project_id no_resume retokenize run_inference inference_only inference_gpu "
+    "pvc region cluster logs project_id no_resume retokenize run_inference inference_only inference_gpu "
     "trainer_gpu trainer_gpus trainer_cores trainer_ram finetuner_image finetuner_tag "
     "checkpoints".split()
 )
@@ -204,7 +221,8 @@ NOT_BUILT = ("tensorizer_uri", "project_id")
 NOT_BUILT_ON_CLUSTERS = ("run_inference", "inference_only", "inference_gpu")
 # Where steps are processes of this machine, these choose nothing.
 OF_CLUSTERS = (
-    "region trainer_gpu trainer_cores trainer_ram inference_gpu finetuner_image finetuner_tag"
+    "region trainer_gpu trainer_cores trainer_ram inference_gpu finetuner_image finetuner_tag "
+    "cluster"
 ).split()
 
 
@@ -220,6 +238,18 @@ def refuse_what_is_not_built(parameters: Parameters, *, on_cluster: bool = False
     ]
     if problems:
         raise RequestError(*problems)
+
+
+def cluster_settings(parameters: Parameters) -> ClusterSettings:
+    """The parameter `cluster` over what FINETUNE_CLUSTER says.
+
+    Raises:
+        RequestError: One of them is wrong.
+    """
+    try:
+        return settings_from_environment(parameters.cluster)
+    except ValueError as error:
+        raise RequestError(*(f"{VARIABLE}: {line}" for line in str(error).splitlines())) from error
 
 
 def without_effect_here(parameters: Parameters) -> list[str]:

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.embedded_server import answers, embedded_server
-from flows.parameters import Parameters, refuse_what_is_not_built, without_effect_here
+from flows.parameters import (
+    Parameters,
+    cluster_settings,
+    refuse_what_is_not_built,
+    without_effect_here,
+)
 from flows.terminal import PlainWatcher, RichWatcher, watcher_for
 from infra.backend import StepSpec, work_key
 from infra.local_processes import LocalBackend
@@ -36,7 +41,10 @@ PREFECT_DEFAULTS = {
 def run_flow(parameters: Parameters, home: Path, *, on_cluster: bool) -> None:
     """Run the flow and print what it made."""
     clock = time.monotonic()
-    if not on_cluster:
+    if on_cluster:
+        refuse_what_is_not_built(parameters, on_cluster=True)
+        cluster_settings(parameters)
+    else:
         check_request(parameters, home)
         if unused := without_effect_here(parameters):
             print(f"without effect on this machine: {', '.join(unused)}", file=sys.stderr)

@@ -1,6 +1,7 @@
-"""What a cluster needs to be told once: names of its accounts, secrets, queues and limits.
+"""What a cluster needs to be told: names of its accounts, secrets, queues and limits.
 
-FINETUNE_CLUSTER holds it, as YAML or as the path of a YAML file:
+FINETUNE_CLUSTER holds what is true of the cluster, as YAML or as the path of a YAML file;
+a run's parameter `cluster` goes before it, key by key:
 
     namespace: research
     secrets: [finetune-hub, finetune-object-store]
@@ -10,6 +11,7 @@ FINETUNE_CLUSTER holds it, as YAML or as the path of a YAML file:
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +20,19 @@ from typing import Any
 import yaml
 
 VARIABLE = "FINETUNE_CLUSTER"
+NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # of an object of Kubernetes
+SECRET_VARIABLE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
-    """How steps run on a cluster, whatever the step."""
+    """How steps run on a cluster."""
 
+    # What pydantic asks of the parameter `cluster`.
+    __pydantic_config__ = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}  # noqa: RUF012
+
+    nodes: int = 1
+    """Machines that train together, each with `trainer_gpus` GPUs."""
     namespace: str = ""
     """Where Jobs are made; empty: the kubeconfig's, or the orchestrator's own."""
     service_account: str = ""
@@ -58,14 +67,37 @@ class ClusterSettings:
     """User and group id of the steps' processes; files on the volume belong to them."""
 
     def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ValueError(f"nodes is less than 1 (got {self.nodes}).")
         if self.backoff_limit < 0:
             raise ValueError(f"backoff_limit is negative (got {self.backoff_limit}).")
         if self.user <= 0:
             raise ValueError(f"user must not be root (got {self.user}). Steps need no privileges.")
+        for setting, value in self._names():
+            if value and not NAME.fullmatch(value):
+                # What looks like no name may be a key: it is not shown.
+                raise ValueError(
+                    f"{setting} is no name of an object of Kubernetes (got {len(value)} characters "
+                    "that are not all lower-case letters, digits, '-' and '.'). "
+                    "Keys belong into a Secret; name that here."
+                )
+        for variable in self.environment:
+            if SECRET_VARIABLE.search(variable):
+                raise ValueError(
+                    f"environment can be read in the Job (got {variable}). "
+                    "Put it into a Secret, and name that in secrets."
+                )
+
+    def _names(self) -> list[tuple[str, str]]:
+        """Every setting that names an object, with each of its names."""
+        single = ("namespace", "service_account", "priority_class", "queue")
+        several = ("image_pull_secrets", "secrets")
+        named = [(setting, getattr(self, setting)) for setting in single]
+        return named + [(setting, value) for setting in several for value in getattr(self, setting)]
 
 
-def settings_from_environment() -> ClusterSettings:
-    """What FINETUNE_CLUSTER says; without it the defaults.
+def settings_from_environment(over: Mapping[str, Any] | None = None) -> ClusterSettings:
+    """What FINETUNE_CLUSTER says, with `over` before it; without either the defaults.
 
     Raises:
         ValueError: It is no YAML mapping, or has a key that is not a setting.
@@ -82,7 +114,7 @@ def settings_from_environment() -> ClusterSettings:
             f"{VARIABLE} holds no names and values (got {given!r}). "
             "Give YAML like 'queue: gpus', or the path of such a file."
         )
-    return settings_of(given)
+    return settings_of({**given, **(over or {})})
 
 
 def settings_of(given: Mapping[str, Any]) -> ClusterSettings:
@@ -97,7 +129,7 @@ def settings_of(given: Mapping[str, Any]) -> ClusterSettings:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            problems.append(f"{name} is not a setting of {VARIABLE}.{hint}")
+            problems.append(f"{name} is not a setting of a cluster.{hint}")
     if problems:
         raise ValueError("\n".join(problems))
     return ClusterSettings(**given)

@@ -2,7 +2,8 @@
 
 FINETUNE_BACKEND   local (default) or kubernetes
 FINETUNE_HOME      folder that holds the volumes of local runs; default: this folder
-FINETUNE_CLUSTER   settings of the cluster, see infra/manifests_settings.py
+FINETUNE_CLUSTER   settings of the cluster, see infra/manifests_settings.py; the parameter
+                   `cluster` goes before it
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from infra.backend import Backend
 from infra.local_processes import LocalBackend
-from infra.manifests_settings import settings_from_environment
+from infra.manifests_settings import ClusterSettings
 
 HOME_VARIABLE = "FINETUNE_HOME"
 BACKEND_VARIABLE = "FINETUNE_BACKEND"
@@ -21,13 +22,14 @@ def home_from_environment() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or ".").resolve()
 
 
-def backend_from_environment(logs: str) -> Backend:
+def backend_from_environment(logs: str, settings: ClusterSettings) -> Backend:
     """The backend that this process was told to use.
 
     Args:
         logs: Folder on the volume for full logs.
+        settings: Of the cluster, where that is the place.
     Raises:
-        ValueError: FINETUNE_BACKEND names none, or FINETUNE_CLUSTER is wrong.
+        ValueError: FINETUNE_BACKEND names none.
     """
     name = os.environ.get(BACKEND_VARIABLE) or "local"
     if name == "local":
@@ -36,5 +38,5 @@ def backend_from_environment(logs: str) -> Backend:
         # Loads the Kubernetes client, which a local run need not have installed.
         from infra.kubernetes_backend.jobs import KubernetesBackend
 
-        return KubernetesBackend(settings_from_environment())
+        return KubernetesBackend(settings)
     raise ValueError(f"{BACKEND_VARIABLE} is neither local nor kubernetes (got {name!r}).")

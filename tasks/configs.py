@@ -9,7 +9,7 @@ from trainer.config import STEP_CONFIGS, SamplingConfig, load_step_config
 
 # What does not define a step's work: a step under way is adopted whatever these are.
 NOT_DEFINING = frozenset(
-    "volume logs project_id processes no_resume attempt earlier_outcomes workers paranoid "
+    "volume logs project_id processes nodes no_resume attempt earlier_outcomes workers paranoid "
     "checkpoints grace_seconds".split()
 )
 
@@ -31,6 +31,7 @@ def finetune_config(
     model: str,
     tokenizer: str,
     tokens: str,
+    nodes: int = 1,
     attempt: str,
     earlier_outcomes: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def finetune_config(
         tokens=tokens,
         sampling=_sampling(parameters),
         processes=parameters["trainer_gpus"],
+        nodes=nodes,
         # A dataset whose content changed gives another store, and so is another request.
         request={**request, "tokens": tokens},
         attempt=attempt,

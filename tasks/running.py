@@ -31,6 +31,7 @@ class Run:
     request: Mapping[str, Any]  # the parameters that define the run
     attempt: str  # the flow run's id
     backend: Backend
+    nodes: int = 1  # machines that train together
     watcher: Watcher | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 

@@ -5,6 +5,7 @@ itself, which can see the volume, decides that, so no record of Prefect's can be
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import task
@@ -12,38 +13,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import StateType
 from prefect.states import State
 
-from infra.backend import Resources, StepSpec, work_key
 from tasks import artifacts, configs
 from tasks.running import Run, run_step
+from tasks.specs import step_spec
 from trainer.outcome import Outcome
 
-# Steps that only read, hash and encode.
-LIGHT = Resources(cores=4, memory_gib=8)
 
-
-def _spec(run: Run, step: str, config: dict[str, Any], resources: Resources) -> StepSpec:
-    parameters = run.parameters
-    return StepSpec(
-        step=step,
-        run_name=run.run_name,
-        volume=parameters["pvc"],
-        config=config,
-        key=work_key(config, without=configs.NOT_DEFINING),
-        attempt=run.attempt,
-        resources=resources,
-        image=f"{parameters['finetuner_image']}:{parameters['finetuner_tag']}",
-        region=parameters["region"],
-    )
-
-
-def _trainer(run: Run) -> Resources:
-    parameters = run.parameters
-    return Resources(
-        gpu=parameters["trainer_gpu"],
-        gpus=parameters["trainer_gpus"],
-        cores=parameters["trainer_cores"],
-        memory_gib=parameters["trainer_ram"],
-    )
+def _run(run: Run, step: str, config: Mapping[str, Any]) -> Outcome:
+    spec = step_spec(run.parameters, step, config, attempt=run.attempt, nodes=run.nodes)
+    return run_step(run, spec)
 
 
 def ended(outcome: Outcome) -> Any:
@@ -56,7 +34,7 @@ def ended(outcome: Outcome) -> Any:
 def fetch(run: Run) -> Outcome:
     """Check the request against the volume, and bring the base model there."""
     config = configs.fetch_config(run.parameters, run.request)
-    return ended(run_step(run, _spec(run, "fetch", config, LIGHT)))
+    return ended(_run(run, "fetch", config))
 
 
 @task(name="tokenize", task_run_name="tokenize {run.parameters[dataset]}", cache_policy=NO_CACHE)
@@ -67,7 +45,7 @@ def tokenize(run: Run, fetched: Outcome) -> Outcome:
         model=fetched.result["model"],
         tokenizer=fetched.result["tokenizer"],
     )
-    outcome = run_step(run, _spec(run, "tokenize", config, LIGHT))
+    outcome = _run(run, "tokenize", config)
     artifacts.show_tokens(run.run_name, outcome.result)
     return ended(outcome)
 
@@ -81,10 +59,11 @@ def train(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
         model=fetched.result["model"],
         tokenizer=fetched.result["tokenizer"],
         tokens=tokenized.result["store"],
+        nodes=run.nodes,
         attempt=run.attempt,
         earlier_outcomes=[dataclasses.asdict(outcome) for outcome in run.outcomes],
     )
-    return ended(run_step(run, _spec(run, "finetune", config, _trainer(run))))
+    return ended(_run(run, "finetune", config))
 
 
 @task(name="evaluate", task_run_name="evaluate {run.parameters[run_name]}", cache_policy=NO_CACHE)
@@ -93,4 +72,4 @@ def evaluate(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
     config = configs.evaluate_config(
         run.parameters, model=fetched.result["model"], tokens=tokenized.result["store"]
     )
-    return ended(run_step(run, _spec(run, "evaluate", config, _trainer(run))))
+    return ended(_run(run, "evaluate", config))

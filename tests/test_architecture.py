@@ -23,8 +23,8 @@ LIGHT = (
     "trainer.checkpoints trainer.memory_model trainer.model_shape "
     "trainer.context_count trainer.serving.gate"
 ).split()
-# What a command that shows tokens loads when it is called, and nothing else does.
-WHEN_CALLED = ("trainer.tokens",)
+# What a command that shows tokens or manifests loads when it is called, and nothing else does.
+WHEN_CALLED = ("trainer.tokens", "trainer.fetch.hub")
 
 
 def modules(package: str) -> list[Path]:

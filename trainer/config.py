@@ -200,7 +200,9 @@ class FinetuneConfig(StepConfig):
     save_steps: CountOrZero = 500
     """Optimizer steps between two checkpoints; 0: only at the end."""
     processes: Count = 1
-    """Training processes on this node: one for each GPU, or CPU processes."""
+    """Training processes on a node: one for each GPU, or CPU processes."""
+    nodes: Count = 1
+    """Machines that train together: trainer/training/nodes.py says how they meet."""
     precision: Literal["", "fp32", "bf16", "fp16"] = ""
     """Of weights in use and activations; empty: bf16 or fp16 on a GPU, fp32 on the CPU."""
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
@@ -316,6 +318,8 @@ def _sentence(detail: Mapping[str, Any], known: Iterable[str]) -> str:
             "Use lower-case letters, digits and '-', beginning and ending with a letter or digit."
         )
     expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if "(got " in expected:  # a topic's own check says it all, and may have a key to hide
+        return f"{name}.{expected}"
     return f"{name} {expected} (got {got!r})."
 
 

@@ -119,10 +119,10 @@ def test_names_of_long_runs_differ_by_their_work() -> None:
 
 def test_unknown_settings_are_all_named() -> None:
     with pytest.raises(ValueError) as refused:
-        settings_of({"queu": "gpus", "nonsense": 1})
+        settings_of({"queu": "gpus", "xyz": 1})
     assert str(refused.value).splitlines() == [
-        "queu is not a setting of FINETUNE_CLUSTER. Did you mean queue?",
-        "nonsense is not a setting of FINETUNE_CLUSTER.",
+        "queu is not a setting of a cluster. Did you mean queue?",
+        "xyz is not a setting of a cluster.",
     ]
 
 

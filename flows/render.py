@@ -1,0 +1,83 @@
+"""`finetune render`: the Kubernetes objects of a run's steps as YAML. Asks nobody, touches nothing.
+
+Some of a step's config is what the steps before it make. The model's folder follows from
+its name; the store of tokens is named by the dataset's content, which only the tokenize
+step reads: until it is given, the manifests that need it hold a name to be replaced.
+"""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built
+from infra.backend import StepSpec
+from infra.manifests import render
+from infra.manifests_settings import ClusterSettings
+from tasks import configs
+from tasks.specs import step_spec
+from trainer.config import path_on_volume
+
+STEPS = ("fetch", "tokenize", "finetune", "evaluate")
+UNKNOWN_STORE = "tokens/STORE"
+
+
+def render_request(
+    parameters: Parameters, home: Path, steps: Sequence[str] = STEPS, tokens: str = UNKNOWN_STORE
+) -> str:
+    """YAML for `kubectl apply`: what the flow would create, each step after the one before it.
+
+    Args:
+        home: Where a copy of the volume may be, to tell its folders from names of the hub.
+        tokens: The store's folder, as the tokenize step says it.
+    Raises:
+        RequestError: A parameter has no effect on a cluster yet, or FINETUNE_CLUSTER is wrong.
+    """
+    refuse_what_is_not_built(parameters, on_cluster=True)
+    settings = cluster_settings(parameters)
+    texts, before = [], ""
+    for spec in _specs(parameters, settings, home / parameters.pvc, tokens):
+        if spec.step in steps:
+            head = f"# {spec.step}" + (f": once {before} is Complete" if before else "")
+            texts.append(f"{head}\n{render([spec], settings)}")
+        before = spec.step
+    return "---\n".join(texts)
+
+
+def _specs(
+    parameters: Parameters, settings: ClusterSettings, volume: Path, tokens: str
+) -> list[StepSpec]:
+    values, request = parameters.model_dump(), parameters.request
+    # One who asks starts over once, however often the Job starts a pod.
+    attempt = f"render-{uuid.uuid4().hex[:16]}" if parameters.no_resume else ""
+    model = _folder(volume, "model", parameters.model)
+    tokenizer = _folder(volume, "tokenizer", parameters.tokenizer) if parameters.tokenizer else ""
+    made = {
+        "fetch": configs.fetch_config(values, request),
+        "tokenize": configs.tokenize_config(values, model=model, tokenizer=tokenizer),
+        "finetune": configs.finetune_config(
+            values,
+            request,
+            model=model,
+            tokenizer=tokenizer,
+            tokens=tokens,
+            nodes=settings.nodes,
+            attempt=attempt,
+            earlier_outcomes=[],
+        ),
+        "evaluate": configs.evaluate_config(values, model=model, tokens=tokens),
+    }
+    return [
+        step_spec(values, step, made[step], attempt=attempt, nodes=settings.nodes) for step in STEPS
+    ]
+
+
+def _folder(volume: Path, parameter: str, name: str) -> str:
+    """Where the fetch step puts, or finds, the model of that name."""
+    from trainer.fetch.hub import parse_hub_id
+
+    hub_id = parse_hub_id(name)
+    if hub_id is None or name.startswith("models/"):
+        return name
+    if path_on_volume(volume, parameter, name).is_dir():
+        return name
+    return hub_id.folder(tokenizer_only=parameter == "tokenizer")
