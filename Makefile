@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # Each process of a multi-process run gets its own threads from the launcher; DeepSpeed runs on the CPU here.
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: help setup demo test check format fuzz-tokens chaos bench clean
+.PHONY: help setup demo demo-kubernetes test check format fuzz-tokens chaos bench clean
 
 help:
 	@echo 'make setup   make .venv from requirements.lock (nothing to do when it is current)'
 	@echo 'make demo    the whole pipeline on this CPU: data, model, tokenize, finetune, evaluate, serve'
+	@echo 'make demo-kubernetes   the same as Kubernetes Jobs, on a test cluster on this machine'
 	@echo 'make test    the tests'
 	@echo 'make check   lint, format and types'
 	@echo 'make format  put the format right'
@@ -33,6 +34,10 @@ demo: setup
 	$(BIN)/python -m trainer.demo --volume finetune-data
 	$(BIN)/finetune run --params demo.yaml
 	@trap '$(BIN)/finetune stop demo' EXIT; set -x; $(BIN)/finetune ask demo 'The sheriff'
+
+demo-kubernetes: setup
+	$(BIN)/python -m trainer.demo --volume finetune-data
+	$(BIN)/python -m tests.kubernetes.demo --params demo.yaml
 
 test: setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
