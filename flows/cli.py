@@ -9,57 +9,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
-import yaml
 
 from flows import overview, stores
+from flows.options import home_option, pvc_option, read_parameters, takes_parameters
 from flows.parameters import Parameters
-from infra.place import BACKEND_VARIABLE, HOME_VARIABLE, home_from_environment
-from trainer.config import load_parameters
-from trainer.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, RequestError, StepError
+from infra.place import BACKEND_VARIABLE
+from trainer.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, StepError
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 75 interrupted (run it again to go on), 78 refused."
-
-
-def _home(context: click.Context, option: click.Parameter, value: Path | None) -> Path:
-    if value is not None:
-        os.environ[HOME_VARIABLE] = str(value.resolve())
-    return home_from_environment()
-
-
-home_option = click.option(
-    "--home",
-    type=click.Path(file_okay=False, path_type=Path),
-    callback=_home,
-    help="Folder that holds the volumes.  [default: $FINETUNE_HOME, else this folder]",
-)
-pvc_option = click.option(
-    "--pvc", default="finetune-data", show_default=True, help="Volume: a folder below --home."
-)
-parameter_options = [
-    click.option(
-        "-p",
-        "--param",
-        "assignments",
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="A parameter; may be repeated. `finetune parameters` lists them.",
-    ),
-    click.option(
-        "--params",
-        "file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="YAML or JSON file of parameters; -p goes before it.",
-    ),
-]
-
-
-def takes_parameters(command: Any) -> Any:
-    for option in reversed(parameter_options):
-        command = option(command)
-    return command
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"max_content_width": 100})
@@ -270,29 +229,6 @@ def stop(run_name: str, home: Path, pvc: str) -> None:
     """Stop what a run has under way: its step, after saving, and its service."""
     stopped = overview.stop_run(home, pvc, run_name)
     click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"{run_name}: nothing was running")
-
-
-def read_parameters(assignments: tuple[str, ...], file: Path | None, **known: str) -> Parameters:
-    """The parameters of `-p NAME=VALUE` over those of a file.
-
-    Raises:
-        RequestError: Naming every problem there is.
-    """
-    given: dict[str, Any] = dict(known)
-    if file is not None:
-        try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RequestError(f"--params {file} is not YAML or JSON ({error}).") from error
-        if not isinstance(found, dict):
-            raise RequestError(f"--params {file} holds no names and values (got {found!r}).")
-        given |= found
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise RequestError(f"-p takes NAME=VALUE (got {assignment!r}).")
-        given[name] = value
-    return load_parameters(Parameters, given)
 
 
 def main() -> None:
