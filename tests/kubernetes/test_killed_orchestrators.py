@@ -1,8 +1,5 @@
 """kill -9 of the orchestrator at each request that it makes, then another one: one Job."""
 
-import contextlib
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,31 +10,17 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.conftest import CLAIM, spec, starts
+from tests.kubernetes.orchestrators import ROOT, Orchestrators
 from tests.kubernetes_double.cluster import Cluster
 
-ROOT = Path(__file__).parents[2]
 
-
-class Orchestrators:
-    """Processes that drive the backend, one after the other."""
-
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self._cluster, self._folder = cluster, folder
-        self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "tests.kubernetes.orchestrators"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        self._requests = 0
+class Stepwise(Orchestrators):
+    """Orchestrators of one step each, by the name of their run."""
 
     def run(
         self, action: str, run_name: str, *, kill_at: int = 0, before: bool = True, **config: Any
     ) -> dict[str, Any] | None:
         """How it ended; None if it was killed, at its request number `kill_at`."""
-        result = self._folder / "result.json"
-        result.unlink(missing_ok=True)
         step = {
             "step": "finetune",
             "run_name": run_name,
@@ -47,50 +30,14 @@ class Orchestrators:
             "attempt": "flow-run-1",
             "image": "finetune-steps:0.1.0",
         }
-        order = {"action": action, "step": step, "result": str(result)}
-        order["volumes"] = str(self._folder)
-        assert self._zygote.stdin is not None
-        pid: list[int] = []
-
-        def kill(*_: Any) -> None:
-            self._requests += 1
-            if self._requests == kill_at:
-                self._cluster_sees_pid(pid)
-                os.kill(pid[0], signal.SIGKILL)
-
-        self._requests = 0
-        faults = self._cluster.faults
-        faults.before_request = kill if before else lambda *_: None
-        faults.after_request = kill if not before else lambda *_: None
-        print(json.dumps(order), file=self._zygote.stdin, flush=True)
-        pid.append(self._read("started"))
-        self._read("ended")
-        faults.before_request = faults.after_request = lambda *_: None
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads(result.read_text())
-        return None
-
-    def _cluster_sees_pid(self, pid: list[int]) -> None:
-        while not pid:  # the request may come before the process id
-            os.sched_yield()
-
-    def _read(self, word: str) -> int:
-        assert self._zygote.stdout is not None
-        said, pid = self._zygote.stdout.readline().split()
-        assert said == word
-        return int(pid)
-
-    def close(self) -> None:
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.close()
-        self._zygote.wait()
+        where = {"volumes": str(self.folder)}
+        return self.call(action, kill_at=kill_at, before=before, step=step, **where)
 
 
 @pytest.fixture
-def orchestrators(cluster: Cluster, tmp_path: Path) -> Iterator[Orchestrators]:
-    made = Orchestrators(cluster, tmp_path)
-    yield made
-    made.close()
+def orchestrators(cluster: Cluster, tmp_path: Path) -> Iterator[Stepwise]:
+    with Stepwise(cluster, tmp_path, "tests.kubernetes.one_step") as made:
+        yield made
 
 
 def jobs_made(cluster: Cluster, run_name: str) -> int:
@@ -102,7 +49,7 @@ def jobs_made(cluster: Cluster, run_name: str) -> int:
 
 @pytest.mark.parametrize("before", [True, False], ids=["unanswered", "answered"])
 def test_killed_at_each_request_and_started_again_there_is_one_job(
-    cluster: Cluster, volume: Path, orchestrators: Orchestrators, before: bool
+    cluster: Cluster, volume: Path, orchestrators: Stepwise, before: bool
 ) -> None:
     for number in range(1, 40):
         name = f"at-{number}"
@@ -117,7 +64,7 @@ def test_killed_at_each_request_and_started_again_there_is_one_job(
 
 @pytest.mark.parametrize("before", [True, False], ids=["unanswered", "answered"])
 def test_killed_at_each_request_of_a_cancel_the_next_one_finishes_it(
-    cluster: Cluster, volume: Path, orchestrators: Orchestrators, before: bool
+    cluster: Cluster, volume: Path, orchestrators: Stepwise, before: bool
 ) -> None:
     for number in range(1, 40):
         name = f"at-{number}"
@@ -131,7 +78,7 @@ def test_killed_at_each_request_of_a_cancel_the_next_one_finishes_it(
 
 
 def test_a_failed_job_is_replaced_once_however_often_the_orchestrator_is_killed(
-    cluster: Cluster, volume: Path, orchestrators: Orchestrators
+    cluster: Cluster, volume: Path, orchestrators: Stepwise
 ) -> None:
     for number in range(2, 8):  # asking why it failed, deleting, waiting, creating anew
         name = f"at-{number}"

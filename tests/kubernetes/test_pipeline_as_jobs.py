@@ -1,5 +1,7 @@
 """The real steps as Jobs: disturbed as a cluster disturbs them, the model is the same one."""
 
+import contextlib
+import itertools
 import json
 import threading
 import time
@@ -9,31 +11,19 @@ from typing import Any
 
 import pytest
 
-from flows.parameters import Parameters
-from infra.backend import Backend, Resources, StepSpec, work_key
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from infra.local_processes import LocalBackend
 from infra.manifests_settings import ClusterSettings
-from tasks import configs
-from tasks.following import follow_step
 from tests.flows.small_volume import PVC, make_volume
+from tests.kubernetes.job_history import jobs_seen
+from tests.kubernetes.orchestrators import Orchestrators
+from tests.kubernetes.pipeline import STEPS, run_steps
+from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
 from tests.kubernetes_double.cluster import Cluster
 from trainer.events import Event
 from trainer.outcome import Outcome
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-REQUEST = Parameters(
-    run_name="run",
-    model="models/tiny",
-    context=64,
-    batch_size=4,
-    gradients=1,
-    epochs=8,
-    save_steps=10,
-    learn_rate=1e-3,
-    prompt_tokens=4,
-    prompt_samples=1,
-)
 
 
 class Lines:
@@ -61,39 +51,6 @@ class Lines:
         self.lines.append(f"{step} ended: {outcome.status}")
 
 
-def spec(step: str, config: dict[str, Any]) -> StepSpec:
-    return StepSpec(
-        step=step,
-        run_name="run",
-        volume=PVC,
-        config=config,
-        key=work_key(config, without=configs.NOT_DEFINING),
-        attempt="flow-run-1",
-        resources=Resources(gpu="A40", gpus=1) if step == "finetune" else Resources(),
-        image="finetune-steps:0.1.0",
-        region="ORD1",
-    )
-
-
-def run_steps(backend: Backend, watcher: Lines) -> dict[str, Outcome]:
-    """fetch, tokenize and finetune, as the flow does them."""
-    values, outcomes = REQUEST.model_dump(), {}
-
-    def follow(step: str, config: dict[str, Any]) -> dict[str, Any]:
-        outcomes[step] = follow_step(backend, spec(step, config), [watcher])
-        return outcomes[step].result
-
-    fetched = follow("fetch", configs.fetch_config(values, REQUEST.request))
-    folders = {"model": fetched["model"], "tokenizer": fetched["tokenizer"]}
-    tokens = follow("tokenize", configs.tokenize_config(values, **folders))["store"]
-    asked = {"attempt": "flow-run-1", "earlier_outcomes": []}
-    follow(
-        "finetune",
-        configs.finetune_config(values, REQUEST.request, **folders, tokens=tokens, **asked),
-    )
-    return outcomes
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The volume of the same run as local processes."""
@@ -101,8 +58,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        run_steps(LocalBackend(make_volume(home).parent), Lines({}))
+        run_steps(LocalBackend(make_volume(home).parent), [])
     yield home / PVC
+
+
+@contextlib.contextmanager
+def real_cluster(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster as infra/cluster sets it up, that runs the real trainer."""
+    with Cluster(home / "cluster", {PVC: home / PVC}, manifests=MANIFESTS) as cluster:
+        cluster.node.environment = ENVIRONMENT
+        monkeypatch.setenv("KUBECONFIG", str(cluster.node.kubeconfigs[ORCHESTRATOR]))
+        yield cluster
 
 
 def losses(volume: Path) -> list[float]:
@@ -110,13 +76,19 @@ def losses(volume: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def assert_same_model(volume: Path, undisturbed: Path) -> None:
+    assert losses(volume) == losses(undisturbed)
+    paths = sorted((undisturbed / "run/final").glob("*.safetensors"))
+    assert paths
+    for path in paths:
+        assert (volume / "run/final" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_evicted_twice_and_the_api_away_the_final_model_is_the_same_bit_for_bit(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = make_volume(tmp_path)
-    with Cluster(tmp_path / "cluster", {PVC: volume}) as cluster:
-        cluster.node.environment = ENVIRONMENT
-        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    with real_cluster(tmp_path, monkeypatch) as cluster:
         backend = KubernetesBackend(ClusterSettings(), look_seconds=0.3, volumes=tmp_path)
 
         def evict() -> None:
@@ -130,17 +102,35 @@ def test_evicted_twice_and_the_api_away_the_final_model_is_the_same_bit_for_bit(
             cluster.faults.down = False
 
         watcher = Lines({12: evict, 30: evict, 60: away})
-        outcomes = run_steps(backend, watcher)
-        jobs = [job["metadata"]["name"].split("-")[1] for job in cluster.jobs()]
-        pods = [pod["metadata"]["name"].split("-")[1] for pod in cluster.pods()]
-        made = sum(what == "ADDED" and kind == "pods" for _, what, kind, _ in cluster.history())
+        outcomes = run_steps(backend, [watcher])
+        jobs = jobs_seen(cluster.history())
 
-    assert jobs == ["fetch", "tokenize", "finetune"]
-    assert sorted(pods) == sorted(jobs)
-    assert made == len(jobs) + 2
     assert [outcome.status for outcome in outcomes.values()] == ["done"] * 3
+    assert [(job.name.split("-")[1], job.num_pods) for job in jobs] == list(
+        zip(STEPS, (1, 1, 3), strict=True)
+    )
     assert sum("goes on from step" in line for line in watcher.lines) == 2
     assert "the cluster answers again" in watcher.lines
-    assert losses(volume) == losses(undisturbed)
-    for path in sorted((undisturbed / "run/final").glob("*.safetensors")):
-        assert (volume / "run/final" / path.name).read_bytes() == path.read_bytes()
+    assert_same_model(volume, undisturbed)
+
+
+def test_orchestrators_killed_at_their_first_request_their_second_and_so_on_share_the_work(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = make_volume(tmp_path)
+    module = "tests.kubernetes.pipeline"
+    with (
+        real_cluster(tmp_path, monkeypatch) as cluster,
+        Orchestrators(cluster, tmp_path, module) as orchestrators,
+    ):
+        for number in itertools.count(1):
+            killed = {"kill_at": number, "before": number % 2 == 1}
+            ended = orchestrators.call("orchestrate", **killed, volumes=str(tmp_path))
+            if ended is not None:
+                break
+        jobs = jobs_seen(cluster.history())
+
+    assert number > 10
+    assert ended == dict.fromkeys(STEPS, "done")
+    assert [(job.name.split("-")[1], job.num_pods) for job in jobs] == [(s, 1) for s in STEPS]
+    assert_same_model(volume, undisturbed)
