@@ -93,7 +93,8 @@ def _loss(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _known(home: Path, pvc: str, run_name: str) -> RunFolder:
+def known_run(home: Path, pvc: str, run_name: str) -> RunFolder:
+    """The run's folder; raises RequestError, naming those there are, where it is none."""
     folder = RunFolder(home / pvc, run_name)
     if folder.record() is None:
         names = [path.parent.name for path in sorted((home / pvc).glob("*/run.json"))]
@@ -106,7 +107,7 @@ def _known(home: Path, pvc: str, run_name: str) -> RunFolder:
 
 def show_run(home: Path, pvc: str, run_name: str) -> str:
     """One run in full, as text."""
-    folder = _known(home, pvc, run_name)
+    folder = known_run(home, pvc, run_name)
     record = folder.record()
     assert record is not None
     lines = [f"{run_name}: {_state(home, pvc, run_name)}, begun {record['created']}", ""]
@@ -142,7 +143,7 @@ def verify_run(home: Path, pvc: str, run_name: str, say: Callable[[str], Any]) -
     """Check the digests of every checkpoint and of the final model; True when all are good."""
     from trainer.checkpoints import verify
 
-    folder = _known(home, pvc, run_name)
+    folder = known_run(home, pvc, run_name)
     good = True
     folders = [path for path in sorted(folder.checkpoints.glob("step-*")) if path.is_dir()]
     if folder.final.exists():
@@ -163,7 +164,7 @@ def ask_run(home: Path, pvc: str, run_name: str, prompt: str, max_tokens: int) -
     Raises:
         RequestError: Nothing is served, or the service refused the question.
     """
-    _known(home, pvc, run_name)
+    known_run(home, pvc, run_name)
     service = local_service.running(home / pvc, run_name)
     if service is None:
         raise RequestError(

@@ -73,6 +73,14 @@ def wait_for(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def run_forked(volume: Path, work: Callable[[], int]) -> tuple[int, str]:
+    """Do anything in a fork; its exit code and all it printed."""
+    log = _log(volume, "forked")
+    log.unlink(missing_ok=True)
+    code = wait_for(_fork(log, work, None, ""))
+    return code, log.read_text(encoding="utf-8")
+
+
 def log_of(config: dict[str, Any], step: str = "finetune") -> str:
     path = _log(Path(config["volume"]), step)
     return path.read_text(encoding="utf-8") if path.exists() else ""

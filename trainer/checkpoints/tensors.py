@@ -99,6 +99,9 @@ class SliceReader:
         """The parameters of which there is a `kind`, such as `weight`."""
         return sorted(n.split("/", 1)[1] for n in self._pieces if n.startswith(f"{kind}/"))
 
+    def numel(self, name: str) -> int:
+        return sum(array.size for _, array in self._pieces[name])
+
     def read(self, name: str, start: int, out: np.ndarray) -> None:
         """Fill `out`, flat, with the numbers of `name` (kind/parameter) from `start` on."""
         stop, filled = start + out.size, 0

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import torch
+
 from trainer import events
 from trainer.training.engine import Engine
 from trainer.training.partitions import optimizer_state
@@ -31,7 +33,17 @@ def engine_record(engine: Engine) -> dict[str, Any]:
         "gradient_checkpointing": options.gradient_checkpointing,
         "offload": options.offload,
         "optimizer": optimizer_state(engine),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "device": _device_name(),
     }
+
+
+def _device_name() -> str:
+    """What computes, as far as it decides how numbers are rounded."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
 
 def seed_of(seed: int, step: int, number: int) -> int:

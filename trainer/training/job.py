@@ -24,6 +24,7 @@ class Job:
     offload: bool = False
     checkpoint: str = ""  # name of the one to go on from; empty: from the start
     is_trained: bool = False  # only the final model is to be written
+    until: int = 0  # stop after this step, and make no final model; 0: train to the end
 
     @property
     def plan(self) -> TrainingPlan:

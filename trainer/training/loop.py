@@ -54,6 +54,7 @@ class Loop:
         tokenizer: Any,
     ) -> None:
         self.job, self.plan, self.engine, self.store = job, job.plan, engine, store
+        self.end = job.until or job.plan.steps
         self.saver, self.stop, self.progress = saver, stop, progress
         self.prompts, self.tokenizer = prompts, tokenizer
         self.first = engine.options.rank == 0
@@ -72,7 +73,7 @@ class Loop:
             Interrupted: A signal came; everything up to here is saved.
         """
         options, plan = self.engine.options, self.plan
-        remaining = range(self.progress.step, plan.steps)
+        remaining = range(self.progress.step, self.end)
         order = plan.order()
         shares = (
             plan.share(order.contexts(*plan.place(s)), options.rank, options.world)
@@ -169,7 +170,7 @@ class Loop:
     def _is_due(self, step: int) -> bool:
         """Whether to save after `step` steps: by count, at the end, or by the clock."""
         every, minutes = self.job.config.save_steps, self.job.config.checkpoints.every_minutes
-        if step == self.plan.steps or bool(every and step % every == 0):
+        if step == self.end or bool(every and step % every == 0):
             return True
         if not minutes:
             return False
@@ -263,7 +264,7 @@ class Loop:
     def _stop_or_go_on(self) -> None:
         """Raise Interrupted, once all is saved, if any process was asked to stop."""
         self.saver.check()
-        if not self._agreed_to_stop() or self.progress.step == self.plan.steps:
+        if not self._agreed_to_stop() or self.progress.step == self.end:
             return
         if self.progress.step:
             self._save()

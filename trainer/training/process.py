@@ -16,7 +16,7 @@ from trainer.models import empty_model, load_model, load_tokenizer
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
 from trainer.training.engine import DTYPES, Engine, EngineOptions, Precision, join_processes
-from trainer.training.figures import say
+from trainer.training.figures import engine_record, say
 from trainer.training.final import write_final
 from trainer.training.job import Job
 from trainer.training.loop import Loop, Progress
@@ -40,7 +40,7 @@ def train(job: Job, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """
     if not job.is_trained:
         _train(job, rank, world)
-    if rank:
+    if rank or job.until:
         return {}  # the first process seals the last checkpoint, and goes on from it
     figures = _figures(job)
     write_final(job, figures)
@@ -95,7 +95,20 @@ def _go_to(checkpoint: Path, engine: Engine) -> Progress:
     restore(slices_to_fill(engine), checkpoint)
     put_in_place(engine)
     set_optimizer_state(engine, about["optimizer"])
+    _say_what_changed(about, engine)
     return Progress(**{f.name: about[f.name] for f in fields(Progress)})
+
+
+def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
+    """Exactness needs the same sums in the same order: say where they won't be."""
+    now = engine_record(engine)
+    names = ("processes", "zero_stage", "precision", "threads", "torch", "device")
+    changed = [f"{n} {now[n]} (was {about[n]})" for n in names if now[n] != about[n]]
+    if changed and engine.options.rank == 0:
+        say(
+            f"it goes on with {', '.join(changed)}: the same batches, but sums in another "
+            "order, so losses agree to about 1e-4 and not to the last bit"
+        )
 
 
 def _options(job: Job, rank: int, world: int) -> EngineOptions:

@@ -13,6 +13,12 @@ from typing import Any
 from trainer.errors import StepError
 
 NAMES = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")
+# Fields of metrics.jsonl that are measured of the machine: all others are the same when a
+# run is done again.
+MEASURED = frozenset(
+    "tokens_per_second seconds data_wait_share checkpoint_wait_share host_memory_gib "
+    "gpu_memory_gib flops_per_second peak_share".split()
+)
 
 
 def cut_back(run: Path, sizes: Mapping[str, int]) -> list[str]:

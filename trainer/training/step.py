@@ -20,6 +20,9 @@ from trainer.training.job import Job
 from trainer.training.records import cut_back
 from trainer.training.sizing import Sizing, size_up
 
+# Of the config: who asked, and what run.json says elsewhere.
+_NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes")
+
 
 def run(config: FinetuneConfig) -> StepResult:
     """Train the model, or find it trained; see FinetuneConfig."""
@@ -108,11 +111,6 @@ def _job(
         return job, None
     step = about["step"]
     say(f"goes on from step {step} of {job.plan.steps} (checkpoints/{found.name})")
-    if about["processes"] != config.processes:
-        say(
-            f"it was made by {about['processes']} processes, now there are {config.processes}: "
-            "same batches, but sums in another order, so losses agree to about 1e-4"
-        )
     return job, step
 
 
@@ -179,6 +177,7 @@ def _made_from(config: FinetuneConfig, store: TokenStore) -> dict[str, Any]:
         "tokenizer_digest": store.manifest.tokenizer_digest,
         "random_seed": config.random_seed,
         "trust_remote_code": config.trust_remote_code,
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_RECORDED},
     }
 
 

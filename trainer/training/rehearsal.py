@@ -1,0 +1,243 @@
+"""Prove that a run resumes exactly: train from its last checkpoint but one to its last, compare.
+
+Run: `finetune verify RUN --resume`, or `python -m trainer.training.rehearsal VOLUME RUN`.
+Takes the time of the steps in between and the space of two checkpoints below the volume's
+cache/, deleted at the end. The run is read only, and may be under way or done.
+Exit codes: 0 the same, 1 not the same, 78 it can't be compared, 143 interrupted.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from trainer.checkpoints import read_manifest, steps_there, verify
+from trainer.checkpoints.folder import name_of
+from trainer.config import FinetuneConfig, load_step_config
+from trainer.errors import Interrupted, RequestError, StepError
+from trainer.run_folder import RunFolder
+from trainer.training.job import Job
+from trainer.training.records import MEASURED, NAMES
+
+# Of a checkpoint's manifest: what training determines, the clock apart.
+_DETERMINED = ("step", "tokens", "loss", "skipped_in_row", "went_back", "optimizer")
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A checkpoint, and the files that grow beside it as they were then."""
+
+    place: Path
+    run: Path
+    about: dict[str, Any]
+
+    @classmethod
+    def at(cls, place: Path, run: Path) -> "_Checkpoint":
+        return cls(place, run, read_manifest(place).about)
+
+    def lines(self, name: str, since: "_Checkpoint") -> list[dict[str, Any]]:
+        """What was added to a file of the run, less what is measured of the machine."""
+        first, last = (c.about["records"].get(name, 0) for c in (since, self))
+        with open(self.run / name, "rb") as file:
+            file.seek(first)
+            text = file.read(last - first)
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
+
+
+def rehearse(volume: Path, run_name: str) -> list[str]:
+    """Train again between the run's last two checkpoints; what came out otherwise, if anything.
+
+    Raises:
+        RequestError: There are not two good ones that can be compared.
+    """
+    run = RunFolder(volume, run_name)
+    older, newer = _last_two(run)
+    job = _job_of(run, older.about, newer.about)
+    first, last = older.about["step"], newer.about["step"]
+    (volume / "cache").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="verify-resume-", dir=volume / "cache") as name:
+        below = f"cache/{Path(name).name}"
+        scratch = RunFolder(volume, f"{below}/run")
+        _link(older.place, scratch.checkpoints)
+        newer = replace(newer, place=_link(newer.place, scratch.root / "recorded"))
+        _copy_records(run.root, scratch.root, older.about["records"])
+        print(f"trains {run_name} again from step {first} to step {last}", flush=True)
+        config = replace(job.config, run_name=f"{below}/run", logs=f"{below}/logs")
+        _train(replace(job, config=config), newer.about["threads"])
+        again = _Checkpoint.at(scratch.checkpoints / newer.place.name, scratch.root)
+        found = [*_different_numbers(newer.place, again.place), *_differences(older, newer, again)]
+    if found:
+        return found + [
+            f"{name} was {newer.about[name]}, here it is {again.about[name]}"
+            for name in ("torch", "device")
+            if newer.about[name] != again.about[name]
+        ]
+    print(
+        f"{run_name} resumes exactly: from step {first} to step {last} weights, Adam's moments, "
+        "losses and samples came out the same, bit for bit"
+    )
+    return []
+
+
+def _last_two(run: RunFolder) -> list[_Checkpoint]:
+    if run.record() is None:
+        raise RequestError(f"RUN is not a run on {run.root.parent} (got {run.root.name!r}).")
+    places = [run.checkpoints / name_of(step) for step in steps_there(run.checkpoints)[-2:]]
+    if len(places) < 2:
+        raise RequestError(
+            f"{run.root.name} has too few checkpoints to compare (got {len(places)}). It takes "
+            "two. Train with a smaller save_steps, and with keep_last of checkpoints at 2 or more."
+        )
+    if problems := [problem for place in places for problem in verify(place)]:
+        raise RequestError(
+            f"{run.root.name} has a damaged checkpoint among its last two: {'; '.join(problems)}. "
+            "Run it again: what is damaged is set aside, and made anew."
+        )
+    return [_Checkpoint.at(place, run.root) for place in places]
+
+
+def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) -> Job:
+    """What the processes were told when they trained from one checkpoint to the other."""
+    record = run.record() or {}
+    if "config" not in record:
+        raise RequestError(f"{run.root.name} was made by a version that kept no config of it.")
+    same = ("processes", "threads", "zero_stage", "precision", "offload", "torch")
+    if changed := [f"{n} {older[n]}, then {newer[n]}" for n in same if older[n] != newer[n]]:
+        raise RequestError(
+            f"{run.root.name} was not trained in one way between its last two checkpoints "
+            f"({'; '.join(changed)}), so nothing can be expected to the bit. Let it save twice "
+            "more, then verify again."
+        )
+    given = {
+        **record["config"],
+        "volume": str(run.root.parent),
+        "processes": newer["processes"],
+        "precision": newer["precision"],
+        "checkpoints": {"keep_last": 1, "keep_best": False},
+    }
+    given.pop("wandb_key", None)
+    config = load_step_config("finetune", json.dumps(given))
+    assert isinstance(config, FinetuneConfig)
+    sizes = {
+        name: newer[name]
+        for name in "num_contexts global_batch batch_size zero_stage offload".split()
+    }
+    return Job(
+        config=config,
+        gradient_checkpointing=newer["gradient_checkpointing"],
+        checkpoint=name_of(older["step"]),
+        until=newer["step"],
+        **sizes,
+    )
+
+
+def _link(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint once more, by hard links: its files are never written to."""
+    folder.mkdir(parents=True)
+    try:
+        shutil.copytree(checkpoint, folder / checkpoint.name, copy_function=_link_or_copy)
+    except (FileNotFoundError, shutil.Error) as error:
+        raise RequestError(
+            f"{checkpoint.name} was pruned while it was looked at: the run goes on. Try again."
+        ) from error
+    return folder / checkpoint.name
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a volume without hard links
+        shutil.copyfile(source, target)
+
+
+def _copy_records(run: Path, scratch: Path, sizes: Mapping[str, int]) -> None:
+    for name in NAMES:
+        with open(run / name, "rb") as file:
+            (scratch / name).write_bytes(file.read(sizes.get(name, 0)))
+
+
+def _train(job: Job, threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # sums come out otherwise with another number
+    processes = job.config.processes
+    if processes == 1:
+        from trainer.training.process import train
+
+        train(job)
+    else:
+        from trainer.training.launch import train_in_processes
+
+        train_in_processes(job, processes)
+
+
+def _differences(older: _Checkpoint, newer: _Checkpoint, again: _Checkpoint) -> Iterator[str]:
+    """What else training determines and came out otherwise."""
+    expected, found = newer.about, again.about
+    for name in _DETERMINED:
+        if found[name] != expected[name]:
+            yield f"{name} is {found[name]!r}, was {expected[name]!r}"
+    # Stopped while it validated, the run saved first and validated after going on.
+    looked = expected["looked_at"] == found["looked_at"]
+    for name in NAMES:
+        was, now = (
+            [line for line in c.lines(name, older) if looked or line["step"] != expected["step"]]
+            for c in (newer, again)
+        )
+        if was != now:
+            pairs = zip(was, now, strict=False)
+            step = next((a["step"] for a, b in pairs if a != b), expected["step"])
+            yield f"{name} has other lines from step {step} on"
+
+
+def _different_numbers(newer: Path, again: Path) -> Iterator[str]:
+    """How far weights and moments are apart, by kind."""
+    if read_manifest(newer).files == read_manifest(again).files:
+        return
+    import numpy as np
+
+    from trainer.checkpoints.tensors import SliceReader
+    from trainer.training.partitions import KINDS
+
+    was, now = SliceReader(newer), SliceReader(again)
+    for kind in KINDS:
+        largest, where = 0.0, []
+        for name in was.names(kind):
+            key = f"{kind}/{name}"
+            pair = [np.empty(was.numel(key), np.float32) for _ in range(2)]
+            for reader, out in zip((was, now), pair, strict=True):
+                reader.read(key, 0, out)
+            if pair[0].tobytes() != pair[1].tobytes():
+                where.append(name)
+                largest = max(largest, float(np.abs(pair[0] - pair[1]).max()))
+        if where:
+            yield f"{kind} differs in {len(where)} tensors (first {where[0]}), by up to {largest:g}"
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(signum).name}")
+
+
+def main(arguments: list[str]) -> int:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _stop)
+    try:
+        differences = rehearse(Path(arguments[0]).resolve(), arguments[1])
+    except StepError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for difference in differences:
+        print(difference)
+    return int(bool(differences))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
