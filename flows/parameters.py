@@ -27,6 +27,7 @@ from trainer.config import (
     Positive,
     PositiveOrZero,
     RunName,
+    SecretName,
     Seed,
     Share,
     VolumeName,
@@ -84,7 +85,7 @@ class Parameters(BaseModel):
     logs: Annotated[VolumePath, MinLen(1)] = "logs"
     """Folder on the volume for TensorBoard events and full logs."""
     project_id: NonEmpty = "huggingface"
-    """Project that tracked metrics are filed under."""
+    """Weights & Biases' project that metrics are filed under, where wandb_key is set."""
     random_seed: Seed = 42
     """Seed of everything drawn at random: order of data, dropout, samples (0 to 2^32-1)."""
     no_resume: bool = False
@@ -195,7 +196,9 @@ class Parameters(BaseModel):
     """Which checkpoints stay: keep_last=2, keep_best=true, max_gib=0 , every_minutes=0."""
     lora: Lora = None
     """Train adapters instead of all weights: rank=8, alpha=16, dropout=0, target_modules=[]."""
-    cluster: Cluster = {}  # noqa: RUF012 - pydantic copies it
+    wandb_key: SecretName = ""
+    """Secret with Weights & Biases' key: a Kubernetes Secret; here a variable or Prefect block."""
+    cluster: Cluster = {}
     """Where and how Jobs run, over FINETUNE_CLUSTER: nodes=1, namespace, queue, secrets, ..."""
 
     @property
@@ -210,14 +213,14 @@ class Parameters(BaseModel):
 
 # A run goes on with other values of these: where it runs, what is done with its result.
 NOT_DEFINING = frozenset(
-    "pvc region cluster logs project_id no_resume retokenize run_inference inference_only inference_gpu "
-    "trainer_gpu trainer_gpus trainer_cores trainer_ram finetuner_image finetuner_tag "
-    "checkpoints".split()
+    "pvc region cluster logs project_id wandb_key no_resume retokenize run_inference "
+    "inference_only inference_gpu trainer_gpu trainer_gpus trainer_cores trainer_ram "
+    "finetuner_image finetuner_tag checkpoints serving".split()
 )
 
 
 # Set to anything but its default, each of these is refused until its feature is there.
-NOT_BUILT = ("tensorizer_uri", "project_id")
+NOT_BUILT = ("tensorizer_uri",)
 NOT_BUILT_ON_CLUSTERS = ("run_inference", "inference_only", "inference_gpu")
 # Where steps are processes of this machine, these choose nothing.
 OF_CLUSTERS = (

@@ -50,6 +50,8 @@ class StepSpec:
     resources: Resources = field(default_factory=Resources)
     image: str = ""
     region: str = ""
+    secrets: tuple[str, ...] = ()  # Kubernetes Secrets whose keys become environment variables
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)  # of local processes
 
 
 @dataclass(frozen=True, kw_only=True)

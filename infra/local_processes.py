@@ -187,7 +187,7 @@ class LocalBackend:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=[lock],
-                env=_environment(folder),
+                env={**_environment(folder), **spec.environment},
             )
 
     def _alive(self, folder: Path) -> bool:

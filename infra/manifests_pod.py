@@ -85,8 +85,8 @@ def _container(spec: StepSpec, settings: ClusterSettings, name: str) -> Object:
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    if settings.secrets:
-        made["envFrom"] = [{"secretRef": {"name": secret}} for secret in settings.secrets]
+    if secrets := [*settings.secrets, *spec.secrets]:
+        made["envFrom"] = [{"secretRef": {"name": secret}} for secret in secrets]
     return made
 
 

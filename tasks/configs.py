@@ -9,8 +9,8 @@ from trainer.config import STEP_CONFIGS, SamplingConfig, load_step_config
 
 # What does not define a step's work: a step under way is adopted whatever these are.
 NOT_DEFINING = frozenset(
-    "volume logs project_id processes nodes no_resume attempt earlier_outcomes workers paranoid "
-    "checkpoints grace_seconds".split()
+    "volume logs project_id wandb_key processes nodes no_resume attempt earlier_outcomes workers "
+    "paranoid checkpoints grace_seconds".split()
 )
 
 

@@ -30,7 +30,12 @@ def step_spec(
         resources=LIGHT if light else _trainer(parameters, nodes if step == "finetune" else 1),
         image=f"{parameters['finetuner_image']}:{parameters['finetuner_tag']}",
         region=parameters["region"],
+        secrets=_keys(parameters) if step == "finetune" else (),
     )
+
+
+def _keys(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    return (parameters["wandb_key"],) if parameters["wandb_key"] else ()
 
 
 def _trainer(parameters: Mapping[str, Any], nodes: int) -> Resources:

@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import State
 
 from tasks import artifacts, configs
+from tasks.keys import tracking_key
 from tasks.running import Run, run_step
 from tasks.specs import step_spec
 from trainer.outcome import Outcome
@@ -21,6 +22,8 @@ from trainer.outcome import Outcome
 
 def _run(run: Run, step: str, config: Mapping[str, Any]) -> Outcome:
     spec = step_spec(run.parameters, step, config, attempt=run.attempt, nodes=run.nodes)
+    if spec.secrets and not run.backend.detaches:  # there are no Kubernetes Secrets here
+        spec = dataclasses.replace(spec, environment=tracking_key(run.parameters["wandb_key"]))
     return run_step(run, spec)
 
 

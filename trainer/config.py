@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from trainer.errors import RequestError
 
@@ -63,6 +64,18 @@ def _on_volume(value: str) -> str:
 VolumePath = Annotated[str, AfterValidator(_on_volume)]
 BatchSize = Annotated[int, Ge(-1), AfterValidator(_not_zero)]
 BoundaryIndex = Annotated[int, Ge(-1)]
+
+
+def _no_secret(value: str) -> str:
+    """Names of Secrets and variables are short words; keys are long, and must not be shown."""
+    is_long = len(value) >= 32 and "-" not in value
+    if is_long or not re.fullmatch(r"[\w.-]{0,253}", value):
+        raise PydanticCustomError("secret", "looks like a key, and is not shown")
+    return value
+
+
+# Of a Kubernetes Secret; locally of an environment variable or a Prefect Secret block.
+SecretName = Annotated[str, AfterValidator(_no_secret)]
 
 # --- steps ------------------------------------------------------------------------------
 
@@ -181,7 +194,10 @@ class FinetuneConfig(StepConfig):
     tokens: NonEmpty
     """The store's folder on the volume."""
     logs: NonEmpty = "logs"
-    project_id: str = "huggingface"
+    wandb_key: SecretName = ""
+    """Track on Weights & Biases; the key itself is in WANDB_API_KEY. Empty: don't."""
+    project_id: NonEmpty = "huggingface"
+    """Project there."""
     trust_remote_code: bool = False
     random_seed: Seed = 42
     no_shuffle: bool = False
@@ -311,6 +327,11 @@ def _sentence(detail: Mapping[str, Any], known: Iterable[str]) -> str:
         return f"{name} is not a parameter." + (f" Did you mean {near[0]}?" if near else "")
     if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{name} is required."
+    if detail["type"] == "secret":
+        return (
+            f"{name} {detail['msg']}. It is the name of a Kubernetes Secret, or here of an "
+            "environment variable or Prefect Secret block, that holds the key."
+        )
     got = detail["input"]
     if detail.get("ctx", {}).get("pattern") == DNS_LABEL:
         return (

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.blocks.system import Secret
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from infra.local_processes import LocalBackend
+from tasks.keys import tracking_key
 from tests.flows.small_volume import PVC
 from tests.flows.test_pipeline import LONG, REQUEST
 from tests.prefect_processes import PREFECT, process_worker
+from trainer.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +108,14 @@ def test_its_form_describes_every_parameter(
     assert sorted(positions) == list(range(len(schema)))
     assert all(parameter["description"] for parameter in schema.values())
     assert schema["epochs"]["exclusiveMinimum"] == 0
+
+
+def test_the_key_for_tracking_may_be_a_block_of_prefects(api_url: str) -> None:
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        Secret(value="the key itself").save("wandb-token")
+        assert tracking_key("wandb-token") == {"WANDB_API_KEY": "the key itself"}
+        with pytest.raises(RequestError, match=r"wandb_key names nothing .*got 'wandb-tokn'"):
+            tracking_key("wandb-tokn")
 
 
 def test_a_run_that_is_cancelled_stops_its_step(

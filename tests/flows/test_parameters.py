@@ -112,6 +112,14 @@ def test_a_parameter_that_would_be_ignored_is_refused() -> None:
     assert without_effect_here(load(trainer_gpu="H100", epochs=2)) == ["trainer_gpu"]
 
 
+@pytest.mark.parametrize("key", ["4f" * 20, "wandb_v1_" + "aB3" * 20, "two words", "a=b"])
+def test_a_key_where_a_name_belongs_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(RequestError, match="wandb_key looks like a key") as refused:
+        load(wandb_key=key)
+    assert key not in str(refused.value)
+    assert load(wandb_key="wandb-token-secret").wandb_key == "wandb-token-secret"
+
+
 @pytest.mark.parametrize("name", ["dataset", "model", "tokenizer", "prompt_file", "logs"])
 @pytest.mark.parametrize("path", ["/etc", "../outside", "a/../../b"])
 def test_a_path_that_leaves_the_volume_is_refused_by_name(name: str, path: str) -> None:

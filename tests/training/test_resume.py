@@ -10,8 +10,8 @@ import pytest
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_volume, read_lines
 from trainer.checkpoints import verify_run
+from trainer.training.records import MEASURED
 
-TIMING = {"tokens_per_second", "seconds"}
 ENGINE, LOOP, SAVING = "trainer.training.engine", "trainer.training.loop", "trainer.training.saving"
 
 # In order: each begins where the one before left off. 21 contexts, 4 a step: 6 steps an epoch.
@@ -38,7 +38,7 @@ PLACES = [
 def comparable(run: Path) -> dict[str, Any]:
     """What two runs have to agree in: all but the clock."""
     metrics = [
-        {k: v for k, v in line.items() if k not in TIMING}
+        {k: v for k, v in line.items() if k not in MEASURED}
         for line in read_lines(run / "metrics.jsonl")
     ]
     return {

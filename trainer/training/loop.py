@@ -16,11 +16,12 @@ from trainer.training.batches import Batch, read_ahead, trained_tokens
 from trainer.training.engine import Engine
 from trainer.training.figures import engine_record, finite, say, seed_of
 from trainer.training.job import Job
+from trainer.training.measures import Measures
 from trainer.training.records import Records
 from trainer.training.saving import Saver
 from trainer.training.skipping import SKIPPED_IN_ROW, BadNumbersError, skipped_line, suspects_of
 from trainer.training.stopping import StopRequest
-from trainer.training.tracking import TensorBoard
+from trainer.training.tracking import trackers_of
 from trainer.training.validation import held_out_loss
 
 
@@ -59,8 +60,8 @@ class Loop:
         self.prompts, self.tokenizer = prompts, tokenizer
         self.first = engine.options.rank == 0
         self.records = Records(job.run.root) if self.first else None
-        self.curves = TensorBoard(job.curves, job.run.metrics) if self.first else None
-        self.waited_seconds = 0.0  # for data
+        self.trackers = trackers_of(job) if self.first else []
+        self.measures = Measures(job, engine, store, saver)
         self._began = time.monotonic() - progress.seconds
         self._saved_at = time.monotonic()
         self._warned = False
@@ -72,6 +73,13 @@ class Loop:
         Raises:
             Interrupted: A signal came; everything up to here is saved.
         """
+        try:
+            self._run()
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
+
+    def _run(self) -> None:
         options, plan = self.engine.options, self.plan
         remaining = range(self.progress.step, self.end)
         order = plan.order()
@@ -84,8 +92,8 @@ class Loop:
         batches = read_ahead(self.store, shares)
         for step in remaining:
             began = time.monotonic()
-            share = next(batches)
-            self.waited_seconds += time.monotonic() - began
+            with self.measures.pace.timing("data"):
+                share = next(batches)
             self._train(step, share, began)
             self._look()
             if self._is_due(step + 1):
@@ -106,7 +114,8 @@ class Loop:
             engine.backward(loss / max(1, tokens))
             losses.append(loss.detach())
         report = engine.step(plan.learning_rate(step))
-        total = engine.sum_over_processes(float(torch.stack(losses).double().sum()))[0]
+        summed, host_gib = float(torch.stack(losses).double().sum()), self.measures.host_gib()
+        total, host_gib = engine.sum_over_processes(summed, host_gib)
         progress = self.progress
         progress.step, progress.loss = step + 1, total / max(1, tokens)
         if report.applied:
@@ -122,6 +131,8 @@ class Loop:
             "tokens": progress.tokens,
             "tokens_per_second": tokens / (time.monotonic() - began),
             "seconds": progress.seconds,
+            "host_memory_gib": host_gib,
+            **self.measures.of_step(contexts, time.monotonic() - began),
         }
         self._record(line if report.applied else {**line, "skipped": True})
         if not report.applied:
@@ -149,8 +160,8 @@ class Loop:
         if self.records is None:
             return
         self.records.add("metrics.jsonl", line)
-        if self.curves is not None:
-            self.curves.add(line)
+        for tracker in self.trackers:
+            tracker.add(line)
         events.emit("metric", **line)
         if "tokens_per_second" in line:
             self._report(line)
@@ -164,7 +175,7 @@ class Loop:
             unit="steps",
             loss=line["loss"],
             tokens_per_second=line["tokens_per_second"],
-            remaining_seconds=self.progress.seconds / done * (total - done),
+            remaining_seconds=self.measures.remaining_seconds(done),
         )
 
     def _is_due(self, step: int) -> bool:
@@ -210,7 +221,7 @@ class Loop:
 
     def _validate(self) -> float | None:
         options = self.engine.options
-        with self.engine.evaluating():
+        with self.measures.pace.timing("validation"), self.engine.evaluating():
             return held_out_loss(
                 self.engine.loss,
                 self.store,
@@ -226,7 +237,7 @@ class Loop:
         config, engine, step = self.job.config, self.engine, self.progress.step
         synced = engine.options.zero_stage == 3 and engine.options.world > 1
         lines = []
-        with engine.evaluating():
+        with self.measures.pace.timing("samples"), engine.evaluating():
             for number, prompt in enumerate(self.prompts):
                 if self._agreed_to_stop():
                     break
@@ -243,7 +254,8 @@ class Loop:
         about = {"kind": "checkpoint", **self.plan.to_record(), **engine_record(self.engine)}
         if self.records is not None:
             self.progress.records = self.records.synced_sizes()
-        self.saver.save(self.progress.step, {**about, **asdict(self.progress)})
+        with self.measures.pace.timing("checkpoint"):
+            self.saver.save(self.progress.step, {**about, **asdict(self.progress)})
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._warn_of_slow_saves()
 

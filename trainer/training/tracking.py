@@ -1,4 +1,4 @@
-"""Curves for TensorBoard, made from metrics.jsonl.
+"""Who metrics go to beside metrics.jsonl; and curves for TensorBoard, made from that file.
 
 When a run goes on, the events are written anew from the lines that are left, so no step
 is doubled and none is missing. The file format is written here: TensorBoard's own writer
@@ -10,10 +10,31 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
+from trainer.training.job import Job
+from trainer.training.records import MEASURED
+from trainer.training.weights_and_biases import WeightsAndBiases
+
+CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", *sorted(MEASURED))
 _POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected
+
+
+class Tracker(Protocol):
+    """Takes in the lines of metrics.jsonl as they are written."""
+
+    def add(self, line: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def trackers_of(job: Job) -> list[Tracker]:
+    """TensorBoard, and Weights & Biases where `wandb_key` names its secret."""
+    trackers: list[Tracker] = [TensorBoard(job.curves, job.run.metrics)]
+    if job.config.wandb_key:
+        folder = job.curves.parent
+        trackers.append(WeightsAndBiases(job.config.project_id, job.run, folder))
+    return trackers
 
 
 class TensorBoard:

@@ -1,0 +1,83 @@
+"""What each step's line says of time, memory and operations, and how long the rest will take."""
+
+import json
+
+import numpy as np
+import torch
+
+from trainer.model_shape import ModelShape
+from trainer.tokens.store import TokenStore
+from trainer.training.batches import trained_tokens
+from trainer.training.engine import Engine
+from trainer.training.flops import peak_flops, step_flops
+from trainer.training.job import Job
+from trainer.training.pace import Pace, memory_in_use, times_left
+from trainer.training.saving import Saver
+from trainer.training.validation import held_out
+
+
+class Measures:
+    """Of one process; the figures that go into lines are those of the first."""
+
+    def __init__(self, job: Job, engine: Engine, store: TokenStore, saver: Saver) -> None:
+        self.pace = Pace()
+        self._job, self._store, self._saver = job, store, saver
+        self._world = engine.options.world
+        self._shape = _shape(job)
+        on_gpu = engine.device.type == "cuda"
+        self._peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+        self._gpu_gib: float | None = None
+        self._tokens = 0  # trained by this process and its like since they began
+
+    def host_gib(self) -> float:
+        """Host memory of this process, to be added up over the processes."""
+        host, self._gpu_gib = memory_in_use()
+        return host
+
+    def of_step(self, contexts: np.ndarray, seconds: float) -> dict[str, float]:
+        """The measured fields of a step's line.
+
+        Args:
+            contexts: Indexes of the step's contexts.
+            seconds: From asking for its data to the end of its optimizer step.
+        """
+        lengths = self._store.lengths[contexts]
+        self._tokens += trained_tokens(lengths)
+        self.pace.add("step", seconds)
+        shares = self.pace.shares(
+            data=self.pace.seconds("data"), checkpoint=self._saver.stalled_seconds
+        )
+        found = {f"{name}_wait_share": share for name, share in shares.items()}
+        if self._gpu_gib is not None:
+            found["gpu_memory_gib"] = self._gpu_gib
+        if self._shape is not None:
+            frozen = self._job.config.lora is not None
+            per_second = step_flops(self._shape, lengths, frozen=frozen) / max(seconds, 1e-9)
+            found["flops_per_second"] = per_second
+            if self._peak is not None:
+                found["peak_share"] = per_second / (self._peak * self._world)
+        return found
+
+    def remaining_seconds(self, done: int) -> float:
+        """What is left after `done` steps: steps, validations, samples and checkpoints."""
+        config, total = self._job.config, self._job.plan.steps
+        saves = times_left(config.save_steps, done, total)
+        samples = times_left(config.prompt_every or config.save_steps, done, total)
+        left = {"step": total - done, "validation": saves, "checkpoint": saves}
+        if config.prompt_file:
+            left["samples"] = samples
+        return self.pace.remaining_seconds(left, {"validation": self._expected_validation()})
+
+    def _expected_validation(self) -> float:
+        """By the speed of training, of which a forward pass is a third."""
+        tokens = trained_tokens(self._store.lengths[held_out(self._store)])
+        return tokens * self.pace.seconds("step") / max(1, self._tokens) / 3
+
+
+def _shape(job: Job) -> ModelShape | None:
+    """The base model's dimensions; None where its config names them otherwise than others do."""
+    try:
+        text = (job.path("model") / "config.json").read_text(encoding="utf-8")
+        return ModelShape.from_config(json.loads(text))
+    except ValueError:
+        return None

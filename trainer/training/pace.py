@@ -1,0 +1,72 @@
+"""Where the time of a training process goes, what it holds, and how long the rest will take."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+GIB = 2**30
+
+
+class Pace:
+    """Counts and adds up seconds by kind of work, in this process alone."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._shared: dict[str, float] = {}
+        self._shared_at = time.monotonic()
+
+    @contextmanager
+    def timing(self, kind: str) -> Iterator[None]:
+        """Count the block as one piece of work of a kind."""
+        began = time.monotonic()
+        yield
+        self.add(kind, time.monotonic() - began)
+
+    def add(self, kind: str, seconds: float) -> None:
+        self._seconds[kind] = self.seconds(kind) + seconds
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
+    def seconds(self, kind: str) -> float:
+        return self._seconds.get(kind, 0.0)
+
+    def shares(self, **seconds: float) -> dict[str, float]:
+        """What part of the time since the last call each of some sums has grown by."""
+        now = time.monotonic()
+        passed = max(now - self._shared_at, 1e-9)
+        shares = {
+            name: min(1.0, (total - self._shared.get(name, 0.0)) / passed)
+            for name, total in seconds.items()
+        }
+        self._shared, self._shared_at = seconds, now
+        return shares
+
+    def remaining_seconds(self, left: Mapping[str, int], expected: Mapping[str, float]) -> float:
+        """How long the pieces of work that are left will take.
+
+        Args:
+            left: How many of each kind.
+            expected: Seconds for a piece of a kind of which none was done yet.
+        """
+        means = {k: self._seconds[k] / count for k, count in self._counts.items()}
+        return sum(n * means.get(kind, expected.get(kind, 0.0)) for kind, n in left.items())
+
+
+def times_left(every: int, done: int, total: int) -> int:
+    """How often something comes that is done each `every` steps (0: never) and after the last."""
+    if done >= total:
+        return 0
+    return (total // every - done // every) + (total % every > 0) if every else 1
+
+
+def memory_in_use() -> tuple[float, float | None]:
+    """GiB of host memory that this process holds, and most of its GPU's since the last call."""
+    host = psutil.Process().memory_info().rss / GIB
+    if not torch.cuda.is_available():
+        return host, None
+    peak = torch.cuda.max_memory_allocated() / GIB
+    torch.cuda.reset_peak_memory_stats()
+    return host, peak
