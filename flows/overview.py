@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.reference_claim import reference_runs
 from infra import local_service
 from infra.local_processes import LocalBackend
 from tasks.summary import losses
@@ -31,9 +32,13 @@ class RunRow:
 
 
 def list_runs(home: Path, pvc: str) -> list[RunRow]:
-    """Every run on the volume, the newest first."""
+    """Every run on the volume, the reference's too, the newest first."""
     records = sorted((home / pvc).glob("*/run.json"))
     rows = [_row(home, pvc, path.parent.name) for path in records]
+    rows += [
+        RunRow(**found, dataset="", base_loss=None, loss=None)
+        for found in reference_runs(home / pvc)
+    ]
     return sorted(rows, key=lambda row: row.created, reverse=True)
 
 
@@ -64,7 +69,10 @@ def _state(home: Path, pvc: str, run_name: str) -> str:
         return f"running ({', '.join(running)})"
     if local_service.running(home / pvc, run_name) is not None:
         return "served"
-    outcomes = {outcome.step: outcome for outcome in _outcomes(RunFolder(home / pvc, run_name))}
+    folder = RunFolder(home / pvc, run_name)
+    outcomes = {outcome.step: outcome for outcome in _outcomes(folder)}
+    if not outcomes and (folder.record() or {}).get("adopted"):
+        return "adopted"
     for step in STEPS:
         if step not in outcomes:
             return f"stopped before {step}"

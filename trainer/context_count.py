@@ -42,9 +42,14 @@ def count_contexts(config: TokenizeConfig) -> ContextCount:
     Raises:
         RequestError: The dataset is missing, empty or can't be read.
     """
+    from trainer.tokens.reference import count_token_contexts, is_token_file
     from trainer.tokens.sources import list_sources
 
     sources = list_sources(config.volume, config.dataset)
+    if is_token_file(config.dataset):
+        count = count_token_contexts(config, sources[0])
+        train = round(count * config.train_ratio)
+        return ContextCount(num_contexts=count, num_train_contexts=train, estimated=False)
     manifest = _finished(config, sources)
     if manifest is not None:
         return ContextCount(
@@ -143,7 +148,7 @@ def _contexts_of(documents: list[bytes], tokenizer: Path, config: TokenizeConfig
     stream = list(_stream(documents, encoder, config.sanitize))
     rules = Rules(context=config.context, boundary=boundary, boundary_index=config.boundary_index)
     at = [place for place, token in enumerate(stream) if token == boundary]
-    cut = plan(rules, at, bytes(len(stream) + 1), 0, len(stream), final=True)
+    cut = plan(rules, at, lambda place: False, 0, len(stream), final=True)
     if not cut.ends:
         return 0.0
     return len(cut.ends) - 1 + (cut.ends[-1] - cut.begins[-1]) / config.context

@@ -73,8 +73,10 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
         if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
             return _result(volume, found, started, reused=True)
         # What makes a store loads numpy and more; finding one does not.
-        from trainer.tokens.making import make_store
+        from trainer.tokens import making, reference
 
+        taken = reference.is_token_file(config.dataset)
+        make_store = reference.make_store if taken else making.make_store
         with _beside(folder) as beside:
             make_store(config, beside, key, options, sources, digests, tokenizer, token_digest)
         memory.vouch_for(folder / name for name in stores.FILES)

@@ -36,7 +36,7 @@ def write_final(job: Job, figures: dict[str, Any]) -> None:
     model.save_pretrained(part, max_shard_size=SHARD_BYTES)
     tokenizer = load_tokenizer(job.tokenizer_path, job.config.trust_remote_code)
     tokenizer.save_pretrained(part)
-    golden = golden_answers(model, TokenStore.open(job.path("tokens")))
+    golden = golden_answers(model, golden_prompts(TokenStore.open(job.path("tokens"))))
     (part / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
     (part / "README.md").write_text(model_card(job, figures), encoding="utf-8")
     about = {"kind": "final", "step": plan.steps, "request": job.config.request, "figures": figures}
@@ -61,19 +61,24 @@ def checkpointed_model(job: Job, checkpoint: Path, adapter: Path) -> Any:
     return merge(adapted, adapter) if adapted else model
 
 
+def golden_prompts(store: TokenStore) -> list[list[int]]:
+    """Ids of the beginnings of a few contexts."""
+    count = min(GOLDEN_PROMPTS, store.manifest.num_contexts)
+    lengths = [max(2, min(GOLDEN_TOKENS, int(store.lengths[index]))) for index in range(count)]
+    return [store.contexts[index, :length].tolist() for index, length in enumerate(lengths)]
+
+
 @torch.no_grad()
-def golden_answers(model: Any, store: TokenStore) -> dict[str, Any]:
-    """What the model says to the beginnings of a few contexts, for whoever serves it to compare.
+def golden_answers(model: Any, prompts: list[list[int]]) -> dict[str, Any]:
+    """What the model says to a few prompts, for whoever serves it to compare.
 
     Returns:
         For each prompt its ids, the log-probability of each id after the first, and
         the likeliest next id with its own.
     """
-    count = min(GOLDEN_PROMPTS, store.manifest.num_contexts)
     answers = []
-    for index in range(count):
-        length = max(2, min(GOLDEN_TOKENS, int(store.lengths[index])))
-        ids = torch.from_numpy(store.contexts[index, :length].astype(np.int64))[None]
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
         log_probs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
         given = log_probs[:-1].gather(1, ids[0, 1:, None])[:, 0]
         best = int(log_probs[-1].argmax())

@@ -1,0 +1,71 @@
+"""What the reference's workflow left on a claim: its runs, as this pipeline lists them.
+
+finetunes/results-{run}/checkpoint-{step}/   Hugging Face's Trainer's; not gone on from here
+finetunes/results-{run}/final/               `finetune adopt RUN` makes a run of it
+{dataset}-{model}-{context}*.tokens          taken as a dataset: -p dataset=FILE.tokens
+"""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import EXIT_REFUSED, RequestError, StepError
+
+RESULTS = "finetunes/results-"
+
+
+def reference_runs(volume: Path) -> list[dict[str, str]]:
+    """Name, state, model's folder and time of each run there that is no run here yet."""
+    adopted = {_record(path).get("adopted") for path in volume.glob("*/run.json")}
+    found = []
+    for folder in sorted(volume.glob(f"{RESULTS}*")):
+        name = folder.name.removeprefix("results-")
+        if folder.is_dir() and name not in adopted:
+            changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+            found.append(
+                {
+                    "name": name,
+                    "state": _state(folder, name),
+                    "model": _base_model(folder),
+                    "created": changed.isoformat(timespec="seconds"),
+                }
+            )
+    return found
+
+
+def _state(folder: Path, name: str) -> str:
+    if (folder / "final/config.json").is_file():
+        return f"the reference's, finished (finetune adopt {name})"
+    steps = [path.name for path in folder.glob("checkpoint-*")]
+    newest = max(steps, key=lambda step: int(step.rpartition("-")[2]), default="no checkpoint")
+    return f"the reference's, unfinished ({newest})"
+
+
+def _base_model(folder: Path) -> str:
+    config = folder / "final/config.json"
+    # transformers writes there what the model was loaded from: a folder on the claim.
+    path = str(_record(config).get("_name_or_path", "")) if config.is_file() else ""
+    return path.partition("/models/")[2] or path
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def adopt(volume: Path, run: str, name: str) -> None:
+    """Make the run `name` of the reference's finished `run`, in a process that loads torch.
+
+    Raises:
+        RequestError: There is no finished model, or the name is taken; it was said already.
+        StepError: It failed.
+    """
+    command = [sys.executable, "-m", "trainer.adopting", str(volume), run, name]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    said = done.stderr.removeprefix("error: ").strip()
+    if done.returncode == EXIT_REFUSED:
+        raise RequestError(said)
+    if done.returncode:
+        raise StepError(f"the reference's run {run!r} can't be adopted:\n{said}")
