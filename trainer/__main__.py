@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from trainer.config import STEP_CONFIGS, StepConfig, load_step_config
-from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, StepError
+from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, Signalled, StepError
 from trainer.outcome import Outcome, write_termination_message
 from trainer.run_folder import RunFolder
 from trainer.steps import STEP_MODULES, StepResult
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _stop_on_signal(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(signum).name}")
+    raise Signalled(f"stopped by {signal.Signals(signum).name}")
 
 
 def _run(step: str, config: StepConfig) -> tuple[Outcome, int]:
@@ -57,7 +57,7 @@ def _run(step: str, config: StepConfig) -> tuple[Outcome, int]:
         return outcome("done", result), EXIT_DONE
     except RequestError as error:
         return outcome("refused", StepResult(message=str(error))), error.exit_code
-    except Interrupted as error:
+    except (Interrupted, Signalled) as error:
         return outcome("interrupted", StepResult(message=str(error))), error.exit_code
     except StepError as error:  # says itself what happened and what to do
         return outcome("failed", StepResult(message=str(error))), error.exit_code

@@ -5,6 +5,8 @@
     ├── DamagedError               1    something on the volume is not what its manifest says
     └── Interrupted              143    stopped by a signal after saving: run it again to go on
 
+    Signalled (BaseException)    143    raised by signal handlers, becomes Interrupted
+
 Raise ValueError for a bad argument inside the code; raise RequestError when the
 user has to change something, in the form
 `<what, as the user knows it> <is wrong> (got <value>). <limit>. <what to do>.`
@@ -39,5 +41,11 @@ class DamagedError(StepError):
 
 class Interrupted(StepError):  # noqa: N818 - no error: it did what it was told
     """SIGTERM or SIGINT arrived, and what there was to save is saved."""
+
+    exit_code = EXIT_TERMINATED
+
+
+class Signalled(BaseException):
+    """A signal arrived, wherever the process is: no library's `except Exception` may keep it."""
 
     exit_code = EXIT_TERMINATED

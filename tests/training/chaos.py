@@ -1,8 +1,9 @@
 """Kill training at random times, again and again, and compare bytes with an unbroken run.
 
 Run: `python -m tests.training.chaos --minutes 60 [--seed 1]`. Each round takes another
-number of processes, ZeRO stage, architecture and batch, is stopped by SIGTERM or kill -9
-after a random time until it gets to its end, and has to be the unbroken run, byte for byte.
+number of processes, ZeRO stage, architecture, dropout, batch, number of epochs and way of
+saving, with LoRA or without, is stopped by SIGTERM or kill -9 after a random time until it gets
+to its end, and has to be the unbroken run, byte for byte.
 Ends with exit code 1 at the first difference, and leaves the volumes for a look.
 """
 
@@ -24,15 +25,20 @@ from tests.training.test_resume import _config, assert_same
 
 
 def settings_of_a_round(chance: random.Random) -> dict[str, Any]:
-    processes = chance.choice([1, 1, 1, 2])
+    processes = chance.choice([1, 1, 2])
+    lora = {"rank": 2, "dropout": chance.choice([0.0, 0.1]), "target_modules": []}
     return {
         "processes": processes,
-        "zero_stage": chance.randrange(4) if processes > 1 else 0,
+        "zero_stage": chance.randrange(4),
         "architecture": chance.choice(["gptj", "neox", "llama"]),
-        "gradients": 2 // processes,
+        "dropout": chance.choice([0.0, 0.2]),
+        "batch_size": chance.choice([1, 2, 3]),
+        "gradients": chance.choice([1, 2, 5]),
+        "epochs": chance.choice([1, 2, 3]),
         "no_shuffle": chance.random() < 0.2,
-        "save_steps": chance.choice([1, 2, 3, 5]),
+        "save_steps": chance.choice([0, 1, 2, 3, 5]),
         "prompt_every": chance.choice([0, 2]),
+        "lora": lora if chance.random() < 0.25 else None,
     }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainer.errors import EXIT_TERMINATED, Interrupted, RequestError, StepError
+from trainer.errors import EXIT_TERMINATED, Interrupted, RequestError, Signalled, StepError
 from trainer.outcome import write_atomically
 from trainer.training.job import Job
 
@@ -121,7 +121,7 @@ def _die_with_parent() -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(signum).name}")
+    raise Signalled(f"stopped by {signal.Signals(signum).name}")
 
 
 def _main(folder: Path, rank: int, world: int) -> int:
@@ -135,13 +135,15 @@ def _main(folder: Path, rank: int, world: int) -> int:
         figures = train(job, rank, world)
         write_atomically(folder / f"result-{rank}.json", json.dumps(figures))
         return 0
-    except StepError as error:
+    except (StepError, Signalled) as error:
         message = {"kind": _kind(error), "message": str(error)}
         write_atomically(folder / f"error-{rank}.json", json.dumps(message))
         return error.exit_code
 
 
-def _kind(error: StepError) -> str:
+def _kind(error: StepError | Signalled) -> str:
+    if isinstance(error, Signalled):
+        return Interrupted.__name__
     kinds = (RequestError, Interrupted)
     return next((kind.__name__ for kind in kinds if isinstance(error, kind)), StepError.__name__)
 

@@ -21,7 +21,7 @@ from typing import Any
 from trainer.checkpoints import read_manifest, steps_there, verify
 from trainer.checkpoints.folder import name_of
 from trainer.config import FinetuneConfig, load_step_config
-from trainer.errors import Interrupted, RequestError, StepError
+from trainer.errors import RequestError, Signalled, StepError
 from trainer.run_folder import RunFolder
 from trainer.training.job import Job
 from trainer.training.records import MEASURED, NAMES
@@ -223,7 +223,7 @@ def _different_numbers(newer: Path, again: Path) -> Iterator[str]:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(signum).name}")
+    raise Signalled(f"stopped by {signal.Signals(signum).name}")
 
 
 def main(arguments: list[str]) -> int:
@@ -231,7 +231,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(signum, _stop)
     try:
         differences = rehearse(Path(arguments[0]).resolve(), arguments[1])
-    except StepError as error:
+    except (StepError, Signalled) as error:
         print(error, file=sys.stderr)
         return error.exit_code
     for difference in differences:

@@ -5,7 +5,7 @@ import signal
 import threading
 from types import FrameType
 
-from trainer.errors import EXIT_TERMINATED, Interrupted
+from trainer.errors import EXIT_TERMINATED, Signalled
 
 
 class StopRequest:
@@ -23,10 +23,10 @@ class StopRequest:
         return bool(self.reason)
 
     def at_once(self) -> None:
-        """From now on there is nothing to save first: raise Interrupted as signals come."""
+        """From now on there is nothing to save first: raise Signalled as signals come."""
         self._safe = True
         if self.reason:
-            raise Interrupted(f"stopped by {self.reason}")
+            raise Signalled(f"stopped by {self.reason}")
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
