@@ -15,6 +15,7 @@ help:
 	@echo 'make check   lint, format and types'
 	@echo 'make format  put the format right'
 	@echo 'make fuzz-tokens, make chaos   random texts, random kills, for MINUTES=10'
+	@echo 'make images  the images of steps and orchestrator, by docker, podman or buildah'
 	@echo 'make bench   the benchmarks, each against a peer in the same run'
 
 setup: $(VENV)/installed
@@ -61,6 +62,17 @@ chaos: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks
+
+# Two images: steps (CUDA, no Prefect) and orchestrator (Prefect, no torch); not built here.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILDER ?= $(shell command -v docker || command -v podman || command -v buildah)
+.PHONY: images
+images:
+	@test -n '$(BUILDER)' || { echo 'BUILDER is not there (got none of docker, podman, buildah on PATH).' \
+	  'Install one of them, or name yours: make images BUILDER=...' >&2; exit 78; }
+	@for image in steps orchestrator; do \
+	  $(BUILDER) build -f infra/images/$$image.Dockerfile -t finetune-$$image:$(VERSION) . || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) *.egg-info

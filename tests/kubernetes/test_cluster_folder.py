@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from prefect.utilities.templating import apply_values
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
+from flows.parameters import Parameters
 from infra.backend import PlaceError, Resources
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec
@@ -178,6 +180,37 @@ def test_an_image_is_pinned_and_not_root(dockerfile: str) -> None:
     text = (IMAGES / dockerfile).read_text()
     assert re.search(r"^USER 1000:1000$", text, re.MULTILINE)
     assert re.search(r"^FROM \S+:\S+$", text, re.MULTILINE) and ":latest" not in text
+
+
+def test_make_images_builds_those_that_the_manifests_and_parameters_name(tmp_path: Path) -> None:
+    builder = tmp_path / "builder"
+    builder.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    builder.chmod(0o755)
+    subprocess.run(["make", "images", f"BUILDER={builder}"], cwd=ROOT, check=True)
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    built = {words[4]: words[2] for words in asked}
+    assert set(built.values()) == {f"infra/images/{p.name}" for p in IMAGES.iterdir()}
+    pods = [o["spec"]["template"]["spec"] for o in MANIFESTS if o["kind"] == "Deployment"]
+    named = {pod["containers"][0]["image"] for pod in pods}
+    named.add(TEMPLATE["variables"]["properties"]["image"]["default"])
+    fields = Parameters.model_fields
+    named.add(f"{fields['finetuner_image'].default}:{fields['finetuner_tag'].default}")
+    assert named == set(built)
+    refused = subprocess.run(
+        ["make", "images", "BUILDER="], cwd=ROOT, capture_output=True, text=True
+    )
+    assert refused.returncode and "Install one of them" in refused.stderr
+
+
+def test_an_image_is_built_from_what_it_copies_alone() -> None:
+    """Neither data nor an environment of gigabytes is sent to the builder."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    sent = {line[1:] for line in ignored if line.startswith("!")}
+    assert "*" in ignored
+    copied = set()
+    for dockerfile in IMAGES.iterdir():
+        copied |= set(re.findall(r"^COPY (\S+)", dockerfile.read_text(), re.MULTILINE))
+    assert sent == copied
 
 
 def test_the_steps_have_no_prefect_and_the_orchestrator_no_torch() -> None:
