@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from infra.backend import Backend, StepSpec
 from tasks.artifacts import ProgressArtifact, show_report
 from tasks.following import Watcher, follow_step
+from tasks.log_rate import LineRate
 from tasks.wording import describe_progress
 from trainer.events import Event
 from trainer.outcome import Outcome
@@ -49,6 +50,7 @@ class PrefectWatcher:
         self._next_progress = 0.0
         self._progress: ProgressArtifact | None = None
         self._said = ""
+        self._rate = LineRate()
 
     def started(self, step: str, where: str) -> None:
         self._progress = ProgressArtifact(f"{self._run_name}-{step}")
@@ -56,7 +58,9 @@ class PrefectWatcher:
 
     def line(self, step: str, text: str) -> None:
         self._said = text
-        self._logger.info("%s", text)
+        if self._rate.passes():
+            self._tell_left_out()
+            self._logger.info("%s", text)
 
     def event(self, step: str, event: Event) -> None:
         if event.kind == "notice":
@@ -70,8 +74,13 @@ class PrefectWatcher:
             self._progress.show(event.fields)
 
     def ended(self, step: str, outcome: Outcome) -> None:
+        self._tell_left_out()
         if outcome.message not in ("", self._said):
             self._logger.info("%s: %s", step, outcome.message)
+
+    def _tell_left_out(self) -> None:
+        if words := self._rate.left_out():
+            self._logger.info("%s", words)
 
 
 def run_step(run: Run, spec: StepSpec) -> Outcome:
