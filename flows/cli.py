@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from flows import overview, owner_commands, stores
+from flows.cluster_stop import stop_on_cluster
 from flows.options import home_option, pvc_option, read_parameters, takes_parameters
 from flows.parameters import Parameters
 from infra.place import BACKEND_VARIABLE
@@ -236,9 +237,20 @@ def ask(run_name: str, prompt: str, max_tokens: int, home: Path, pvc: str) -> No
 @click.argument("run_name")
 @home_option
 @pvc_option
-def stop(run_name: str, home: Path, pvc: str) -> None:
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "kubernetes"]),
+    default="local",
+    show_default=True,
+    help="Where it runs: on this machine, or on the cluster that your kubeconfig names.",
+)
+@click.option("--namespace", default="", help="On Kubernetes: if not your kubeconfig's.")
+def stop(run_name: str, home: Path, pvc: str, backend: str, namespace: str) -> None:
     """Stop what a run has under way: its step, after saving, and its service."""
-    stopped = overview.stop_run(home, pvc, run_name)
+    if backend == "kubernetes":
+        stopped = stop_on_cluster(pvc, run_name, namespace)
+    else:
+        stopped = overview.stop_run(home, pvc, run_name)
     click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"{run_name}: nothing was running")
 
 

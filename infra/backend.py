@@ -82,6 +82,9 @@ class Backend(Protocol):
     def cancel(self, spec: StepSpec) -> None:
         """Stop the step, letting it save first; return when it is gone."""
 
+    def stop(self, pvc: str, run_name: str) -> list[str]:
+        """Cancel every step of the run that is under way, whoever follows it; their names."""
+
     def hint(self, spec: StepSpec) -> str:
         """How a person follows the step again or cancels it, for who detaches from it."""
 

@@ -1,5 +1,7 @@
 """The backend against a cluster: create or adopt, wait, outcome, cancel."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,22 @@ def test_stop_ends_every_step_of_the_run_whoever_follows_it(
     assert other.stop("finetune-data", "run") == ["finetune"]
     assert other.running_steps("finetune-data", "run") == []
     assert cluster.jobs() == cluster.pods() == []
+
+
+def test_the_command_line_stops_a_run_on_the_cluster(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path
+) -> None:
+    backend.submit(spec(until="never"))
+    stop = [sys.executable, "-m", "flows.cli", "stop", "run", "--backend", "kubernetes"]
+    done = subprocess.run(stop, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "stopped: finetune\n"), done.stderr
+    assert cluster.jobs() == cluster.pods() == []
+    again = subprocess.run(stop, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, "run: nothing was running\n")
+    cluster.faults.allowed = lambda request: request.verb != "list"
+    refused = subprocess.run(stop, capture_output=True, text=True)
+    assert refused.returncode == 78
+    assert "your account may not list jobs.batch" in refused.stderr
 
 
 def test_the_outcome_of_a_done_job_whose_pod_is_gone_comes_from_the_volume(
