@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Each process of a multi-process run gets its own threads from the launcher; DeepSpeed runs on the CPU here.
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: help setup demo demo-kubernetes test check format fuzz-tokens chaos bench clean
+.PHONY: help setup demo demo-kubernetes test check format fuzz-tokens chaos chaos-kubernetes bench clean
 
 help:
 	@echo 'make setup   make .venv from requirements.lock (nothing to do when it is current)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make check   lint, format and types'
 	@echo 'make format  put the format right'
 	@echo 'make fuzz-tokens, make chaos   random texts, random kills, for MINUTES=10'
+	@echo 'make chaos-kubernetes   kill the orchestrator at each request that it makes (half an hour)'
 	@echo 'make images  the images of steps and orchestrator, by docker, podman or buildah'
 	@echo 'make bench   the benchmarks, each against a peer in the same run'
 
@@ -59,6 +60,9 @@ fuzz-tokens: setup
 
 chaos: setup
 	@$(BIN)/python -m tests.training.chaos --minutes $(MINUTES)
+
+chaos-kubernetes: setup
+	@$(BIN)/python -m tests.kubernetes.chaos
 
 bench: setup
 	@$(BIN)/python -m benchmarks

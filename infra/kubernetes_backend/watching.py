@@ -68,8 +68,8 @@ class Watcher:
         self._ended: dict[str, asyncio.Event] = {}
         self._pods: dict[str, Object] = {}  # all that were seen, also those gone since
         self._waiting_since = self._beat_at = time.monotonic()
-        self._waiting_for = ""
         self._told: set[str] = set()
+        self._told_ends: set[str] = set()  # uids of pods
 
     async def watch(self) -> Seen:
         """Return when the Job has ended and all its lines are handed over."""
@@ -93,6 +93,7 @@ class Watcher:
             self._follow_logs(pods)
             if diagnosis.is_complete(job) or diagnosis.is_failed(job):
                 return Seen(job, list(self._pods.values()))
+            self._tell_replaced(pods)
             why = await self._explain(job, pods)
             if why is not None:
                 return Seen(job, pods, timed_out=why)
@@ -149,10 +150,22 @@ class Watcher:
 
     # --- waiting ------------------------------------------------------------------------
 
+    def _tell_replaced(self, pods: list[Object]) -> None:
+        """Say once of each pod that ended badly, or went away, that another took its place."""
+        names = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
+        alive = [pod["metadata"]["name"] for pod in pods if not diagnosis.has_ended(pod)]
+        for uid, pod in self._pods.items() if alive else ():
+            ended = diagnosis.has_ended(pod)
+            why = diagnosis.why_ended(pod) if ended else "" if uid in names else "it is gone"
+            if why and uid not in self._told_ends:
+                self._told_ends.add(uid)
+                self._say(f"pod {pod['metadata']['name']} ended ({why}); {alive[-1]} goes on")
+
     async def _explain(self, job: Object, pods: list[Object]) -> str | None:
         """Tell, once for each reason, why nothing runs; the reason once that is too long."""
         now = time.monotonic()
-        if any("running" in diagnosis.container_state(pod) for pod in pods):
+        alive = [pod for pod in pods if not diagnosis.has_ended(pod)]
+        if alive and all("running" in diagnosis.container_state(pod) for pod in alive):
             if self._told:
                 self._say("running")
             self._told.clear()

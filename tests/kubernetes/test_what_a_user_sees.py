@@ -1,0 +1,134 @@
+"""What a person reads in the terminal when something on the cluster goes wrong."""
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.terminal import PlainWatcher
+from infra.kubernetes_backend.jobs import KubernetesBackend
+from tasks.following import follow_step
+from tests.kubernetes.conftest import backend_with, spec, starts
+from tests.kubernetes_double.cluster import Cluster
+from trainer.errors import StepError
+
+Act = Callable[[Cluster], None]
+JOB = "run-finetune-01234567"
+
+
+class Terminal(io.StringIO):
+    """What was printed for a step, its own lines apart from what is said about it."""
+
+    @property
+    def said(self) -> list[str]:
+        return [line for line in self._lines if "of start" not in line]
+
+    def ticks(self, start: int) -> list[str]:
+        return [x for x in self._lines if x.startswith("tick") and x.endswith(f"of start {start}")]
+
+    @property
+    def _lines(self) -> list[str]:
+        return [x.removeprefix("finetune | ") for x in self.getvalue().splitlines()]
+
+
+def evict(cluster: Cluster) -> None:
+    pod = cluster.running_pod()
+    cluster.do(lambda: cluster.kubelet.evict(pod))
+    cluster.wait_for(lambda: cluster.running_pod()["metadata"]["uid"] != pod["metadata"]["uid"])
+
+
+def run_out_of_memory(cluster: Cluster) -> None:
+    pod = cluster.running_pod()
+    cluster.do(lambda: cluster.kubelet.kill_for_memory(pod))
+
+
+def leave(cluster: Cluster) -> None:
+    cluster.faults.down = True
+    cluster.do(cluster.faults.cut_streams)
+
+
+def fail(cluster: Cluster) -> None:
+    for code in (500, 502, 503, 504, 429):
+        cluster.faults.refuse(code, "Passing")
+
+
+def cut(cluster: Cluster) -> None:
+    cluster.do(cluster.faults.cut_streams)
+
+
+AWAY = ["the cluster does not answer (", "the cluster answers again"]
+EVICTED = "ended (disrupted (EvictionByEvictionAPI): Eviction API: evicting); "
+KILLED = "ended (out of memory: killed at its limit of 32Gi (raise trainer_ram)); "
+# What happens, how it is mended, what is said of it, and how often the step is started.
+TROUBLES: dict[str, tuple[Act, Act | None, list[str], int]] = {
+    "eviction": (evict, None, [EVICTED], 2),
+    "out of memory": (run_out_of_memory, None, [KILLED], 2),
+    "API away": (leave, lambda c: setattr(c.faults, "down", False), AWAY, 1),
+    "token expired": (
+        lambda c: setattr(c.faults, "tokens", {"second-token"}),
+        lambda c: c.write_kubeconfig("second-token"),
+        AWAY,
+        1,
+    ),
+    "slow": (lambda c: setattr(c.faults, "slow_seconds", 0.3), None, [], 1),
+    "passing errors": (fail, None, [], 1),
+    "streams cut": (cut, cut, [], 1),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_in_mid_training_is_a_line_or_nothing(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path, trouble: str
+) -> None:
+    begin, mend, tells, times = TROUBLES[trouble]
+    terminal = Terminal()
+
+    def disturb() -> None:
+        cluster.wait_for(lambda: len(terminal.ticks(1)) > 10)
+        begin(cluster)
+        if mend is not None:
+            cluster.wait_for(lambda: len(terminal.said) > 1 or not tells)
+            mend(cluster)
+        printed = len(terminal.ticks(times))
+        cluster.wait_for(lambda: len(terminal.ticks(times)) > printed + 10)
+        (volume / "go").touch()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    follow_step(backend, spec(until="go", tick=0.02), [PlainWatcher(terminal)])
+    thread.join()
+
+    head, *said, tail = terminal.said
+    assert (head, tail) == (f"finetune: Job {JOB}", "finetune: done in 0 s: ended with 0")
+    assert len(said) == len(tells), said
+    assert all(words in line for words, line in zip(tells, said, strict=True))
+    for start in range(1, times + 1):
+        printed = terminal.ticks(start)
+        assert printed == [f"tick {i} of start {start}" for i in range(len(printed))]
+
+
+def test_a_step_that_fails_says_what_which_why_where_and_what_to_do(
+    cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    backend = backend_with(tmp_path, backoff_limit=0)
+
+    def kill() -> None:
+        cluster.wait_for(lambda: starts(volume))
+        run_out_of_memory(cluster)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(StepError) as raised:
+        follow_step(backend, spec(until="never", lines=["loading weights"]), [])
+    thread.join()
+    assert str(raised.value).splitlines() == [
+        "the finetune step of 'run' failed: out of memory: killed at its limit of 32Gi "
+        "(raise trainer_ram)",
+        "Its last lines:",
+        "    loading weights",
+        f"The whole log: kubectl -n default logs --tail=-1 --prefix "
+        f"-l batch.kubernetes.io/job-name={JOB}",
+        "Run it again to go on from what is done.",
+    ]
