@@ -20,6 +20,7 @@ from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, Si
 from trainer.outcome import Outcome, write_termination_message
 from trainer.run_folder import RunFolder
 from trainer.steps import STEP_MODULES, StepResult
+from trainer.training.nodes import node_rank
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if outcome.message:
         print(outcome.message, file=sys.stderr if exit_code else sys.stdout, flush=True)
-    if config.run_name:
+    if config.run_name and node_rank() == 0:
         RunFolder(config.volume, config.run_name).record_outcome(outcome)
     write_termination_message(outcome)
     return exit_code

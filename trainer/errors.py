@@ -3,6 +3,7 @@
     StepError                      1    a bug, a lost machine, no memory: may be tried again
     ├── RequestError              78    the request is wrong (parameter, data, model): never retried
     ├── DamagedError               1    something on the volume is not what its manifest says
+    ├── LostNodeError             75    another node of the group ended: starts again, uncounted
     └── Interrupted              143    stopped by a signal after saving: run it again to go on
 
     Signalled (BaseException)    143    raised by signal handlers, becomes Interrupted
@@ -14,7 +15,7 @@ user has to change something, in the form
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 75  # of the command line: run it again to go on (EX_TEMPFAIL)
+EXIT_INTERRUPTED = 75  # of the command line, and of a node: run it again to go on (EX_TEMPFAIL)
 EXIT_REFUSED = 78  # EX_CONFIG of sysexits.h
 EXIT_TERMINATED = 143  # of a step: 128 + SIGTERM, state saved
 
@@ -37,6 +38,12 @@ class RequestError(StepError):
 
 class DamagedError(StepError):
     """A file on the volume is missing, cut short or altered."""
+
+
+class LostNodeError(StepError):
+    """This node is well, but another one that it trains with has ended."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class Interrupted(StepError):  # noqa: N818 - no error: it did what it was told

@@ -24,6 +24,7 @@ import trainer.evaluation
 import trainer.training.process
 import trainer.training.step  # noqa: F401  imported here so that forks need not
 from trainer import __main__ as command
+from trainer.outcome import write_atomically
 from trainer.training import launch
 from trainer.training.engine import import_deepspeed
 
@@ -64,7 +65,7 @@ def start_step(
     """
     volume = Path(config["volume"])
     path = volume / f"{step}.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
+    write_atomically(path, json.dumps(config))  # another node may be reading it
     return _fork(_log(volume, step), lambda: command.main([step, str(path)]), strike, setting)
 
 
@@ -175,16 +176,13 @@ class _Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _start_forked(folder: Path, rank: int, world: int) -> _Forked:
+def _start_forked(folder: Path, rank: int, world: int, processes: int) -> _Forked:
     pid = os.fork()
     if pid:
         return _Forked(pid)
     try:
-        os.environ |= {
-            "TEST_RANK": str(rank),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "FINETUNE_RENDEZVOUS": f"file://{folder}/rendezvous",
-        }
+        os.environ |= {"TEST_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+        os.environ |= launch.how_to_meet(folder, rank, world, processes)
         os._exit(launch._main(folder, rank, world))
     except BaseException:  # noqa: BLE001
         traceback.print_exc()

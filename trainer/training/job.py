@@ -41,6 +41,11 @@ class Job:
         )
 
     @property
+    def processes(self) -> int:
+        """Of all nodes together."""
+        return self.config.processes * self.config.nodes
+
+    @property
     def run(self) -> RunFolder:
         return RunFolder(self.config.volume, self.config.run_name)
 

@@ -1,7 +1,8 @@
-"""Several training processes on one node: start them, pass signals on, end them together.
+"""Several training processes on a node: start them, pass signals on, end them together.
 
 The process that launches stays light: it loads no torch. Its children end with it, however
 it ends. `python -m trainer.training.launch FOLDER RANK WORLD` is one of them.
+With several nodes each launches its own share; trainer/training/nodes.py says how they meet.
 """
 
 import contextlib
@@ -17,9 +18,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainer.errors import EXIT_TERMINATED, Interrupted, RequestError, Signalled, StepError
+from trainer.errors import (
+    EXIT_TERMINATED,
+    Interrupted,
+    LostNodeError,
+    RequestError,
+    Signalled,
+    StepError,
+)
 from trainer.outcome import write_atomically
 from trainer.training.job import Job
+from trainer.training.nodes import STOPPED, Group
 
 POLL_SECONDS = 0.05
 # After one process has failed the others get this long to fail by themselves and say why.
@@ -27,44 +36,71 @@ LINGER_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
-def train_in_processes(job: Job, world: int) -> dict[str, Any]:
-    """Train in `world` processes; the first one's figures.
+def train_in_processes(job: Job, processes: int, group: Group | None = None) -> dict[str, Any]:
+    """Train in so many processes on this node; figures of the run's first process, or nothing.
 
+    Args:
+        group: The nodes that train together; None: this one alone.
     Raises:
         RequestError, Interrupted, StepError: What ended the process that ended first.
+        LostNodeError: Another node ended, or is gone.
     """
+    world = processes * (group.nodes if group else 1)
+    first = processes * (group.rank if group else 0)
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
         (folder / "job.json").write_text(job.to_json(), encoding="utf-8")
-        processes = [_start(folder, rank, world) for rank in range(world)]
+        started = [_start(folder, first + n, world, processes) for n in range(processes)]
         try:
-            _wait(processes)
+            was_told = _wait(started, group, job.config.grace_seconds)
         finally:
-            _end(processes)
-        return _result(folder, [p.returncode for p in processes])
+            _end(started)
+        codes = [p.returncode for p in started]
+        if group is not None:
+            _blame_others(group, folder, codes, was_told)
+        return _result(folder, codes, first)
 
 
-def _start(folder: Path, rank: int, world: int) -> subprocess.Popen[bytes]:
-    threads = max(1, (os.cpu_count() or 1) // world)
+def _start(folder: Path, rank: int, world: int, processes: int) -> subprocess.Popen[bytes]:
+    threads = max(1, (os.cpu_count() or 1) // processes)
     return subprocess.Popen(
         [sys.executable, "-m", "trainer.training.launch", str(folder), str(rank), str(world)],
         env={
             "OMP_NUM_THREADS": str(threads),
-            # gloo would otherwise ask what the host's own name resolves to.
-            "GLOO_SOCKET_IFNAME": "lo",
             **os.environ,
-            "FINETUNE_RENDEZVOUS": f"file://{folder}/rendezvous",
+            **how_to_meet(folder, rank, world, processes),
         },
         start_new_session=True,  # Ctrl-C reaches them once, through the launcher
     )
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Return when all have ended, or one has failed; pass signals on meanwhile."""
-    interrupts = 0
+def how_to_meet(folder: Path, rank: int, world: int, processes: int) -> dict[str, str]:
+    """Environment by which a process finds the others, those of this node or of all nodes."""
+    local = {"LOCAL_RANK": str(rank % processes)}
+    if world > processes:
+        # The store is the first node's launcher's, as torchrun's agents have it.
+        return {**local, "FINETUNE_RENDEZVOUS": "env://", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return {
+        **local,
+        "FINETUNE_RENDEZVOUS": f"file://{folder}/rendezvous",
+        # gloo would otherwise ask what the host's own name resolves to.
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+    }
+
+
+def _wait(
+    processes: list[subprocess.Popen[bytes]], group: Group | None, grace_seconds: float
+) -> bool:
+    """Return when all have ended, or one has failed; pass signals on meanwhile.
+
+    Returns:
+        Whether a signal came here.
+    """
+    interrupts, was_told = 0, False
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
+        nonlocal interrupts, was_told
+        was_told = True
         interrupts += signum == signal.SIGINT
         for process in processes:
             if process.poll() is None:
@@ -74,16 +110,34 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
     try:
         while any(p.poll() is None for p in processes):
             if any(p.poll() not in (None, 0, EXIT_TERMINATED) for p in processes):
-                _linger(processes)
-                return
+                _linger(processes, LINGER_SECONDS)
+                break
+            if group is not None and group.broken:
+                # Where another node was stopped, these are stopping too, and may be saving.
+                _linger(processes, grace_seconds if group.stopped else LINGER_SECONDS)
+                break
             time.sleep(POLL_SECONDS)
+        return was_told
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
-def _linger(processes: list[subprocess.Popen[bytes]]) -> None:
-    until = time.monotonic() + LINGER_SECONDS
+def _blame_others(group: Group, folder: Path, exit_codes: list[int], was_told: bool) -> None:
+    """Raise LostNodeError where what ended the processes was another node's end."""
+    if all(code in (0, EXIT_TERMINATED) for code in exit_codes):
+        if any(exit_codes) and not was_told:
+            raise LostNodeError(f"{STOPPED} with another node; everything up to here is saved")
+        return
+    group.check()
+    said_why = any(folder.glob("error-*.json"))
+    if not said_why and all(code >= 0 for code in exit_codes):
+        # A lost connection looks like any other exception: the others may know more.
+        group.settle()
+
+
+def _linger(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    until = time.monotonic() + seconds
     while time.monotonic() < until and any(p.poll() is None for p in processes):
         time.sleep(POLL_SECONDS)
 
@@ -96,10 +150,10 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _result(folder: Path, exit_codes: list[int]) -> dict[str, Any]:
+def _result(folder: Path, exit_codes: list[int], first: int) -> dict[str, Any]:
     """The first process' figures, or an error made of what the processes left behind."""
     if not any(exit_codes):
-        return json.loads((folder / "result-0.json").read_text(encoding="utf-8"))
+        return json.loads((folder / f"result-{first}.json").read_text(encoding="utf-8"))
     errors = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))
     ]

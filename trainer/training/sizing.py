@@ -48,7 +48,7 @@ def fit(
             shape,
             batch_size,
             context,
-            world=config.processes,
+            world=config.processes * config.nodes,
             zero_stage=config.zero_stage,
             element_bytes=element_bytes,
             gradient_checkpointing=gradient_checkpointing,

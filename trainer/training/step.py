@@ -17,6 +17,7 @@ from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore
 from trainer.training.job import Job
+from trainer.training.nodes import Group, meet, node_rank
 from trainer.training.records import cut_back
 from trainer.training.sizing import Sizing, size_up
 
@@ -27,11 +28,25 @@ _NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes"
 def run(config: FinetuneConfig) -> StepResult:
     """Train the model, or find it trained; see FinetuneConfig."""
     run_folder = RunFolder(config.volume, config.run_name)
-    if config.no_resume:
-        run_folder.start_over(config.attempt)
-    run_folder.refuse_other_request(config.request)
+    if node_rank() == 0:
+        if config.no_resume:
+            run_folder.start_over(config.attempt)
+        run_folder.refuse_other_request(config.request)
     if (done := _finished(config, run_folder)) is not None:
         return done
+    if config.nodes == 1:
+        return _train(*_prepare(config, run_folder), None)
+    with meet(config.nodes) as group:
+        agreed = group.agree(lambda: _as_json(*_prepare(config, run_folder)))
+        return _train(Job.from_json(agreed["job"]), agreed["resumed_from"], group)
+
+
+def _as_json(job: Job, resumed_from: int | None) -> dict[str, Any]:
+    return {"job": job.to_json(), "resumed_from": resumed_from}
+
+
+def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> tuple[Job, int | None]:
+    """Admit the run, and work out what its processes have to know."""
     store = TokenStore.open(path_on_volume(config.volume, "tokens", config.tokens))
     _refuse_what_cannot_be_trained(config, store)
     sizing = size_up(
@@ -41,21 +56,32 @@ def run(config: FinetuneConfig) -> StepResult:
         say(sizing.reason)
     made_from = {**_made_from(config, store), "sizing": dataclasses.asdict(sizing)}
     run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
-    job, resumed_from = _job(config, run_folder, store)
-    if config.processes == 1 or job.is_trained:
+    return _job(config, run_folder, store)
+
+
+def _train(job: Job, resumed_from: int | None, group: Group | None) -> StepResult:
+    """Train in this process or in several; what came of it, as the first node knows it."""
+    figures: dict[str, Any] = {}
+    if not job.is_trained and job.processes > 1:
+        from trainer.training.launch import train_in_processes
+
+        figures = train_in_processes(job, job.config.processes, group)
+    elif group is None or group.first:
         from trainer.training.process import train
 
         figures = train(job)
-    else:
-        from trainer.training.launch import train_in_processes
-
-        figures = train_in_processes(job, config.processes)
+    if group is not None and not group.first:
+        group.wait_for_first()
+        return StepResult(message=f"node {group.rank} of {group.nodes} is done")
     result = {**_result(job), **figures, "resumed_from": resumed_from}
     return StepResult(result=result, message=_sentence(result))
 
 
 def _finished(config: FinetuneConfig, run_folder: RunFolder) -> StepResult | None:
     """The result of an earlier time, where the final model is complete and intact."""
+    record = run_folder.record()
+    if config.no_resume and record is not None and record["attempt"] != config.attempt:
+        return None  # the first node is about to put it aside
     if not run_folder.final.exists():
         return None
     if problems := checkpoints.verify(run_folder.final):
@@ -92,7 +118,7 @@ def _job(
         say(f"checkpoint {path.name} was set aside as {aside.name}: {'; '.join(problems)}")
     about = checkpoints.read_manifest(found).about if found else {}
     sizing = _sizing(config, run_folder)
-    batches = sizing.batch_size * config.gradients * config.processes
+    batches = sizing.batch_size * config.gradients * config.processes * config.nodes
     job = Job(
         config=config,
         num_contexts=store.manifest.num_train_contexts,
