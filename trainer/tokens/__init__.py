@@ -2,7 +2,7 @@
 
 step.py        the tokenize step: find the store, or have it made
 making.py      what making one takes, in order
-encoding.py    which pieces are missing, and by whom they are made
+encoding.py    what is made, with which encoder
 sources.py     which files, in which order
 digests.py     their SHA-256, remembered
 parts.py       what a long file is read in
@@ -16,6 +16,7 @@ encoder.py     text -> ids, by the fastest encoder that is proven
 pieces.py      encoded text, kept for the next store
 worker.py      makes pieces
 crew.py        the processes that do it
+supply.py      pieces in order, made while they are asked for
 split.py       what is held out
 packing.py     the stream -> contexts
 ledger.py      where every token went

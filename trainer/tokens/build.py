@@ -1,10 +1,11 @@
 """From pieces to a store: two streams, packed apart, and the ledger.
 
-Reads pieces one after another and never holds more than a window of the stream, so the
-memory it takes depends neither on the corpus nor on its files.
+Takes pieces one after another, while the next ones are being made, and holds no more than
+a window of the stream. Held-out ids wait in a file: their contexts come last.
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,134 +15,129 @@ import numpy as np
 
 from trainer.tokens.ledger import Tally
 from trainer.tokens.packing import Packer, Rules, kept_by_sampling, rows
-from trainer.tokens.pieces import Piece
-from trainer.tokens.split import Read, ShareCount, Split
+from trainer.tokens.pieces import LoadedPiece
+from trainer.tokens.split import ShareCount, Split
 from trainer.tokens.store import DOCUMENT
 
 
-class SourcePieces:
-    """The pieces of one file, in order."""
+class Parts(NamedTuple):
+    """Ids in the order of a file, and what each part of them is."""
 
-    __slots__ = ("_opened", "file", "paths")
+    ids: np.ndarray
+    lengths: np.ndarray  # of each part, shape (parts,)
+    numbers: np.ndarray  # of its document in the file
+    fresh: np.ndarray  # whether it begins where the part before it, of its stream, did not end
+    held: np.ndarray  # whether it is held out
 
-    def __init__(self, file: int) -> None:
-        self.file = file
-        self.paths: list[Path] = []
-        self._opened: list[Piece] = []
-
-    def open(self) -> list[Piece]:
-        """All of them; they were made or verified before."""
-        if not self._opened:
-            found = [piece for path in self.paths if (piece := Piece.open(path))]
-            assert len(found) == len(self.paths), self.paths
-            self._opened, self.paths = found, []
-        return self._opened
-
-
-class Stretch(NamedTuple):
-    """Ids of one piece that go to one stream, and where documents begin among them."""
-
-    piece: Piece
-    begin: int  # in the piece
-    end: int
-    starts: np.ndarray  # in the piece, of each part of a document, ascending
-    numbers: np.ndarray  # of those documents in their file
+    def of(self, held: bool, position: int, file: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of one stream, and the records of their documents from `position` on."""
+        wanted = self.held == held
+        ids = self.ids if wanted.all() else self.ids[np.repeat(wanted, self.lengths)]
+        lengths = self.lengths[wanted]
+        fresh = self.fresh[wanted]
+        records = np.empty(int(fresh.sum()), DOCUMENT)
+        records["start"] = position + (np.cumsum(lengths) - lengths)[fresh]
+        records["file"], records["number"] = file, self.numbers[wanted][fresh]
+        return ids, records
 
 
-class LongDocument:
-    """The one document of a file that is in several pieces."""
-
-    def __init__(self, pieces: list[Piece]) -> None:
-        self.pieces = pieces
-        self.edges = np.cumsum([0, *(piece.facts.num_ids for piece in pieces)])
-        self.length = int(self.edges[-1])
-        self.hash = int(pieces[0].documents()["hash"][0])
-
-    def places(self, begin: int, end: int) -> Iterator[tuple[Piece, int, int]]:
-        """Where its ids from `begin` to `end` are in its pieces."""
-        at = int(np.searchsorted(self.edges, begin, side="right")) - 1
-        while begin < min(end, self.length):
-            stop = min(end, int(self.edges[at + 1]))
-            yield self.pieces[at], begin - int(self.edges[at]), stop - int(self.edges[at])
-            begin, at = stop, at + 1
-
-    def read(self, begin: int, end: int) -> np.ndarray:
-        """Its ids from `begin` to `end`, or to where it ends."""
-        found = [piece.ids(low, high) for piece, low, high in self.places(begin, end)]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
-
-
-def share_threshold(sources: Iterable[SourcePieces], split: Split) -> int:
-    """Below which hash documents are held out; see split.py."""
-    count = ShareCount(split)
-    for source in sources:
-        pieces = source.open()
-        if pieces[0].facts.unfinished:
-            document = LongDocument(pieces)
-            count.add(np.array([document.length]), np.array([document.hash], np.uint64))
-        else:
-            for piece in pieces:
-                records = piece.documents()
-                count.add(records["tokens"].astype(np.int64), records["hash"])
-    return count.threshold()
-
-
-def stretches(source: SourcePieces, split: Split, held: bool) -> Iterator[Stretch]:
-    """What of one file goes to one of the two streams, in order."""
-    pieces = source.open()
-    if pieces[0].facts.unfinished:
-        document = LongDocument(pieces)
-        for begin, end in _sides(split, document.hash, document.length, document.read, held):
-            fresh = np.ones(1, np.int64)
-            for piece, low, high in document.places(begin, end):
-                yield Stretch(piece, low, high, low * fresh, fresh)
-                fresh = fresh[:0]
-        return
+def divide(pieces: Iterable[LoadedPiece], split: Split, share: ShareCount) -> Iterator[Parts]:
+    """The parts of one file, each on its side, in order; what they are is added to `share`."""
     before = 0
-    for piece in pieces:
-        yield from _of_piece(piece, before, split, held)
+    left = iter(pieces)
+    for piece in left:
+        if piece.facts.unfinished:  # a document in several pieces is alone in its file
+            yield from _long_document(piece, left, split, share)
+            return
+        records = piece.records
+        lengths, hashes = records["tokens"].astype(np.int64), records["hash"]
+        numbers = before + records["number"].astype(np.int64)
         before += piece.facts.documents
+        fresh = np.ones(len(lengths), bool)
+        parts = Parts(piece.ids, lengths, numbers, fresh, split.is_held(hashes))
+        long = split.is_long(records["bytes"], lengths)
+        share.add(hashes, lengths, long)
+        yield _cut_long(parts, np.flatnonzero(long), hashes, split)
 
 
-def _of_piece(piece: Piece, before: int, split: Split, held: bool) -> Iterator[Stretch]:
-    """Stretches of a piece that holds whole documents; neighbours are joined."""
-    records = piece.documents()
-    lengths = records["tokens"].astype(np.int64)
-    ends = np.cumsum(lengths)
-    long = split.is_long(lengths)
-    wanted = ~long & ((records["hash"] < split.threshold) == held)
-    numbers = before + records["number"].astype(np.int64)
-    parts = [np.stack([ends - lengths, ends, numbers])[:, wanted]]
-    for index in np.flatnonzero(long):
-        length, number = int(lengths[index]), int(numbers[index])
-        begin = int(ends[index]) - length
-
-        def read(low: int, high: int, begin: int = begin, length: int = length) -> np.ndarray:
-            return piece.ids(begin + min(low, length), begin + min(high, length))
-
-        for low, high in _sides(split, int(records["hash"][index]), length, read, held):
-            parts.append(np.array([[begin + low], [begin + high], [number]]))
-    found = np.concatenate(parts, axis=1)
-    starts, stops, numbers = found[:, np.argsort(found[0], kind="stable")]
-    for run in np.split(np.arange(len(starts)), np.flatnonzero(starts[1:] != stops[:-1]) + 1):
-        if len(run):
-            yield Stretch(
-                piece, int(starts[run[0]]), int(stops[run[-1]]), starts[run], numbers[run]
-            )
+def _cut_long(parts: Parts, long: np.ndarray, hashes: np.ndarray, split: Split) -> Parts:
+    """The same, with the documents `long` cut."""
+    if not len(long):
+        return parts
+    ends = np.cumsum(parts.lengths)
+    columns: list[list[np.ndarray]] = [[] for _ in parts[1:]]
+    done = 0
+    for index in long.tolist():
+        document = parts.ids[ends[index] - parts.lengths[index] : ends[index]]
+        blocks = _in_blocks([document], split.block)
+        number = int(parts.numbers[index])
+        cut = [part[1:] for part in _cut_blocks(blocks, split, number, int(hashes[index]))]
+        whole = [column[done:index] for column in parts[1:]]
+        for column, pieces in zip(columns, zip(whole, *cut, strict=True), strict=True):
+            column.extend(pieces)
+        done = index + 1
+    for column, rest in zip(columns, parts[1:], strict=True):
+        column.append(rest[done:])
+    return Parts(parts.ids, *(np.concatenate(column) for column in columns))
 
 
-def _sides(
-    split: Split, document_hash: int, length: int, read: Read, held: bool
-) -> list[tuple[int, int]]:
-    """A document's stretches that are held out, or those that are not."""
-    if split.is_long(length):
-        out = split.stretches(document_hash, length, read)
-    else:
-        out = [(0, length)] if document_hash < split.threshold else []
-    if held:
-        return out
-    edges = [0, *(edge for stretch in out for edge in stretch), length]
-    return [pair for pair in zip(edges[::2], edges[1::2], strict=True) if pair[0] < pair[1]]
+def _long_document(
+    first: LoadedPiece, rest: Iterator[LoadedPiece], split: Split, share: ShareCount
+) -> Iterator[Parts]:
+    """The one document of a file that is in several pieces."""
+    seen = {"bytes": 0, "tokens": 0}
+
+    def all_ids() -> Iterator[np.ndarray]:
+        for piece in itertools.chain([first], rest):
+            seen["bytes"] += piece.facts.text_bytes
+            seen["tokens"] += len(piece.ids)
+            yield piece.ids
+
+    blocks = _in_blocks(all_ids(), split.block if split.share else 1)
+    first_block = next(blocks)
+    hashes = first.records["hash"][:1]
+    long = split.is_long(np.array([seen["bytes"]]), np.array([seen["tokens"]]))
+    share.add(hashes, np.array([len(first_block)]), long)
+    if long[0]:
+        yield from _cut_blocks(itertools.chain([first_block], blocks), split, 1, int(hashes[0]))
+        return
+    held, fresh = split.is_held(hashes), np.ones(1, bool)
+    for block in itertools.chain([first_block], blocks):
+        yield Parts(block, np.array([len(block)]), np.ones(1, np.int64), fresh, held)
+        fresh = np.zeros(1, bool)
+
+
+def _cut_blocks(
+    blocks: Iterable[np.ndarray], split: Split, number: int, document_hash: int
+) -> Iterator[Parts]:
+    """A long document, block by block."""
+    last: bool | None = None  # the side of the part before
+    for ids in blocks:
+        begin, end = split.window(ids, document_hash if last is None else -1)
+        lengths = np.array([begin, end - begin, len(ids) - end])
+        there = lengths > 0
+        held = np.array([False, True, False])[there]
+        fresh = np.ones(len(held), bool)
+        fresh[0] = held[0] != last
+        yield Parts(ids, lengths[there], np.full(len(held), number), fresh, held)
+        last = bool(held[-1])
+
+
+def _in_blocks(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same ids in arrays of `size`, the last one of what is left; 1: as they come."""
+    if size == 1:
+        yield from chunks
+        return
+    pending: list[np.ndarray] = []
+    count = 0
+    for chunk in chunks:
+        pending.append(chunk)
+        count += len(chunk)
+        while count > size:  # one that is full waits: it may be the last
+            ids = np.concatenate(pending)
+            yield ids[:size]
+            pending, count = [ids[size:]], count - size
+    yield np.concatenate(pending)
 
 
 class HashedFile:
@@ -178,10 +174,30 @@ class ContextWriter:
             name: HashedFile(folder / f"{name}.bin")
             for name in ("tokens", "lengths", "begins", "documents")
         }
-        self.tally: Tally | None = None
         self.num_contexts = self.num_tokens = 0
-        self._seen = 0  # contexts of this stream, before sampling
+        self.position = 0  # of the next id in its stream
         self._stream_begin = 0  # of this stream among all
+
+    def begin_stream(self, num_files: int, rules: Rules, begins_inside: np.ndarray) -> None:
+        """The next ids are of a stream of their own."""
+        self.tally = Tally(num_files)
+        self._packer = Packer(rules, begins_inside, self)
+        self._stream_begin += self.position
+        self.position = self._seen = 0  # seen: contexts before sampling
+
+    def feed(self, file: int, ids: np.ndarray, records: np.ndarray) -> None:
+        """Append ids of `file`, and records of documents whose `start` is in this stream."""
+        self.tally.begin_file(file, self.position)
+        self.tally.add_encoded(file, len(ids))
+        self.position += len(ids)
+        records["start"] += self._stream_begin
+        self.files["documents"].write(records)
+        self._packer.feed(ids)
+
+    def end_stream(self) -> dict[str, np.ndarray]:
+        """Pack what is left of the stream; returns its counts by file, see ledger.COLUMNS."""
+        self._packer.finish()
+        return self.tally.counts
 
     def take(
         self, window: np.ndarray, base: int, begins: np.ndarray, ends: np.ndarray, nexts: np.ndarray
@@ -189,10 +205,9 @@ class ContextWriter:
         """See packing.Sink."""
         kept = kept_by_sampling(self._seen, len(begins), self.sampling)
         self._seen += len(begins)
-        assert self.tally
         self.tally.add_contexts(begins + base, ends + base, nexts + base, kept)
         begins, lengths = begins[kept], (ends - begins)[kept]
-        step = max(1, (4 << 20) // self.context)  # rows of at most 16 MiB at a time
+        step = max(1, (2 << 20) // self.context)  # rows of at most 8 MiB at a time
         for at in range(0, len(begins), step):
             some = slice(at, at + step)
             block = rows(window, begins[some], lengths[some], self.context, self.pad)
@@ -202,32 +217,34 @@ class ContextWriter:
         self.num_contexts += len(begins)
         self.num_tokens += int(lengths.sum())
 
-    def write_stream(
-        self, sources: list[SourcePieces], split: Split, held: bool, rules: Rules
-    ) -> dict[str, np.ndarray]:
-        """Pack one stream; returns its counts by file, see ledger.COLUMNS."""
-        self.tally, self._seen = Tally(len(sources)), 0
-        packer = Packer(rules, split.begins_inside, self)
-        position = 0
-        for source in sources:
-            began = position
-            self.tally.begin_file(source.file, position)
-            for stretch in stretches(source, split, held):
-                records = np.empty(len(stretch.starts), DOCUMENT)
-                offset = self._stream_begin + position - stretch.begin
-                records["start"] = stretch.starts + offset
-                records["file"], records["number"] = source.file, stretch.numbers
-                self.files["documents"].write(records)
-                packer.feed(stretch.piece.ids(stretch.begin, stretch.end))
-                position += stretch.end - stretch.begin
-            self.tally.add_encoded(source.file, position - began)
-        packer.finish()
-        self._stream_begin += position
-        return self.tally.counts
-
     def close(self) -> dict[str, dict[str, object]]:
         """Sync all files; returns the manifest's digests."""
         return {f"{name}.bin": file.close() for name, file in self.files.items()}
+
+
+class HeldOut:
+    """The held-out stream, kept in a file until the training stream is packed."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype = path, dtype
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by replay()
+        self._feeds: list[tuple[int, int, np.ndarray]] = []  # file, ids, records
+        self.position = 0
+
+    def add(self, file: int, ids: np.ndarray, records: np.ndarray) -> None:
+        """See ContextWriter.feed."""
+        if len(ids):
+            self._file.write(np.ascontiguousarray(ids).data)
+            self._feeds.append((file, len(ids), records))
+            self.position += len(ids)
+
+    def replay(self, writer: ContextWriter) -> None:
+        """Feed all of it to `writer`; the file is gone afterwards."""
+        self._file.close()
+        with open(self.path, "rb") as stored:
+            for file, count, records in self._feeds:
+                writer.feed(file, np.fromfile(stored, self.dtype, count), records)
+        self.path.unlink()
 
 
 def shuffle(

@@ -1,20 +1,23 @@
 """The processes that make pieces, on all cores.
 
-    with Crew(recipe, workers) as crew:
-        for done in crew.make(batches): ...
+    with Crew(tokenizer, workers) as crew:
+        crew.begin(recipe, batches)
+        while crew.busy: ... crew.done(wait=True)
 
-A little work is done in this process: starting others takes longer than a few MB of
-text. Each worker has its own tokenizer, 100 to 150 MB; so that the whole step stays
-under 512 MiB there are at most three, and more cores encode inside them.
+One process is started, which loads the tokenizer and forks the others: a tokenizer takes
+half a second and 100 MB, once. At most four work, for the sake of memory; more cores
+encode inside them.
 """
 
 import contextlib
 import json
 import os
 import selectors
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +26,7 @@ from trainer.tokens.documents import Part
 from trainer.tokens.vocabulary import child_environment
 from trainer.tokens.worker import Recipe
 
-MOST_WORKERS = 3
+MOST_WORKERS = 4
 _QUEUED = 2
 """Tasks a worker holds, so that it never waits for the next."""
 
@@ -44,94 +47,103 @@ def num_workers(asked: int) -> int:
 class Crew:
     """Worker processes that make pieces with one recipe."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = [_start(max(1, available_cores() // workers)) for _ in range(workers)]
+    def __init__(self, tokenizer: str, workers: int) -> None:
+        pairs = [socket.socketpair() for _ in range(workers)]
+        theirs = [pair[1].fileno() for pair in pairs]
+        threads = max(1, available_cores() // workers)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.tokens.worker", tokenizer, *map(str, theirs)],
+            pass_fds=theirs,
+            stdin=subprocess.DEVNULL,
+            env={**child_environment(), "RAYON_NUM_THREADS": str(threads)},
+            process_group=0,  # so that all of them can be ended together
+        )
+        for _, their in pairs:
+            their.close()
+        self._sockets = [ours for ours, _ in pairs]
+        self._received = [b"" for _ in pairs]  # of each, not yet a whole line
+        self._queues: list[list[Batch]] = [[] for _ in pairs]
+        self._selector = selectors.DefaultSelector()
+        for index, ours in enumerate(self._sockets):
+            self._selector.register(ours, selectors.EVENT_READ, index)
 
     def __enter__(self) -> "Crew":
         return self
 
     def __exit__(self, *failure: object) -> None:
-        for worker in self._workers:
-            if failure[0]:
-                worker.kill()
-            if worker.stdin:
-                # What a killed worker did not read any more is of no interest.
-                with contextlib.suppress(BrokenPipeError):
-                    worker.stdin.close()
-            worker.wait()
-            if worker.stdout:
-                worker.stdout.close()
+        if failure[0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._selector.close()
+        for ours in self._sockets:
+            ours.close()  # which ends the worker
+        self._process.wait()
 
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
         """Have one worker do one task."""
-        _send(self._workers[0], task)
-        return _receive(self._workers[0])
+        self._send(0, task)
+        while not (replies := self._receive(0)):
+            pass
+        return replies[0]
 
-    def make(self, recipe: Recipe, batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
-        """Make all pieces; yields each batch when it is done, with its number of ids.
+    def begin(self, recipe: Recipe, batches: Iterator[Batch]) -> None:
+        """Begin to make all pieces."""
+        self._recipe, self._left = asdict(recipe), batches
+        for _ in range(_QUEUED):
+            for index in range(len(self._sockets)):
+                self._queue(index)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are pieces that are not made."""
+        return any(self._queues)
+
+    def done(self, wait: bool) -> Iterator[tuple[Batch, int]]:
+        """Batches that are done since it was asked last, each with its number of ids.
+
+        Args:
+            wait: For at least one.
         Raises:
             RequestError: A file is not what it should be; the first to be found.
         """
-        left = iter(batches)
-        queues: dict[int, list[Batch]] = {index: [] for index in range(len(self._workers))}
-        with selectors.DefaultSelector() as selector:
-            for index, worker in enumerate(self._workers):
-                assert worker.stdout
-                selector.register(worker.stdout, selectors.EVENT_READ, index)
-                for _ in range(_QUEUED):
-                    self._queue(index, recipe, left, queues)
-            while any(queues.values()):
-                for key, _ in selector.select():
-                    reply = _receive(self._workers[key.data])
-                    done = queues[key.data].pop(0)
-                    self._queue(key.data, recipe, left, queues)
-                    yield done, reply["ids"]
+        for key, _ in self._selector.select(None if wait else 0):
+            for reply in self._receive(key.data):
+                batch = self._queues[key.data].pop(0)
+                self._queue(key.data)
+                yield batch, reply["ids"]
 
-    def _queue(
-        self, index: int, recipe: Recipe, left: Iterator[Batch], queues: dict[int, list[Batch]]
-    ) -> None:
-        batch = next(left, None)
+    def _queue(self, index: int) -> None:
+        batch = next(self._left, None)
         if batch is not None:
-            queues[index].append(batch)
-            _send(self._workers[index], {"recipe": asdict(recipe), "make": batch})
+            self._queues[index].append(batch)
+            self._send(index, {"recipe": self._recipe, "make": batch})
 
+    def _send(self, index: int, task: dict[str, Any]) -> None:
+        try:
+            self._sockets[index].sendall(json.dumps(task).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise StepError(self._ended()) from error
 
-def _start(threads: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer.tokens.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**child_environment(), "RAYON_NUM_THREADS": str(threads)},
-        encoding="utf-8",
-    )
+    def _receive(self, index: int) -> list[dict[str, Any]]:
+        """The replies that arrive next, none where the next is not whole yet."""
+        try:
+            received = self._sockets[index].recv(1 << 16)
+        except ConnectionResetError:
+            received = b""
+        if not received:
+            raise StepError(self._ended())
+        *lines, self._received[index] = (self._received[index] + received).split(b"\n")
+        replies = [json.loads(line) for line in lines]
+        for reply in replies:
+            if "refused" in reply:
+                raise RequestError(*reply["refused"])
+            if "failed" in reply:
+                raise StepError(reply["failed"])
+            if "os_error" in reply:
+                raise OSError(*reply["os_error"])
+        return replies
 
-
-def _send(worker: subprocess.Popen[str], task: dict[str, Any]) -> None:
-    assert worker.stdin
-    try:
-        worker.stdin.write(json.dumps(task) + "\n")
-        worker.stdin.flush()
-    except BrokenPipeError as error:
-        raise StepError(_ended(worker)) from error
-
-
-def _receive(worker: subprocess.Popen[str]) -> dict[str, Any]:
-    assert worker.stdout
-    line = worker.stdout.readline()
-    if not line:
-        raise StepError(_ended(worker))
-    reply = json.loads(line)
-    if "refused" in reply:
-        raise RequestError(*reply["refused"])
-    if "failed" in reply:
-        raise StepError(reply["failed"])
-    if "os_error" in reply:
-        raise OSError(*reply["os_error"])
-    return reply
-
-
-def _ended(worker: subprocess.Popen[str]) -> str:
-    code = worker.wait()
-    killed = " It was killed, perhaps for lack of memory." if code == -9 else ""
-    return f"A process that encodes ended with exit code {code}.{killed} Run it again to go on."
+    def _ended(self) -> str:
+        code = self._process.poll()
+        told = f" with exit code {code}" if code else ", perhaps for lack of memory"
+        return f"A process that encodes ended{told}. Run it again to go on."

@@ -66,16 +66,13 @@ class FastEncoder:
         from fastokens._native import Tokenizer
 
         self.name = f"fastokens {version('fastokens')}"
-        self._tokenizer = Tokenizer.from_json_str(_without_padding(tokenizer_json))
+        self._tokenizer = Tokenizer.from_json_str(tokenizer_json)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         ids, offsets = self._tokenizer.encode_batch_flat(list(texts))
         return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8").astype(np.int64)
-
-
-def _without_padding(tokenizer_json: str) -> str:
-    fields = json.loads(tokenizer_json)
-    return json.dumps({**fields, "padding": None, "truncation": None}, ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=1)
@@ -104,13 +101,14 @@ def prove(tokenizer_json: str, samples: Sequence[str]) -> Proof:
         tokenizer_json: The model's tokenizer.
         samples: Stretches of the corpus, a few kB each, as they will be encoded.
     """
-    texts = [*samples, *hard_texts(json.loads(tokenizer_json))]
+    fields = json.loads(tokenizer_json)
+    texts = [*samples, *hard_texts(fields)]
     own = OwnEncoder(tokenizer_json, cuts=False)
     expected = own.encode(texts)
     fast = fast_encoder(tokenizer_json)
     return Proof(
         fast=fast is not None and _same(fast.encode(texts), expected),
-        cuts=_may_be_cut(json.loads(tokenizer_json)) and _cuts_change_nothing(own, texts, expected),
+        cuts=_may_be_cut(fields) and _cuts_change_nothing(own, texts, expected),
     )
 
 

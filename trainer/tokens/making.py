@@ -1,6 +1,8 @@
 """Make a store in an empty folder: encode what is not cached, pack, write the manifest."""
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,15 @@ import numpy as np
 from trainer.config import TokenizeConfig, path_on_volume
 from trainer.errors import RequestError
 from trainer.tokens import store as stores
-from trainer.tokens.build import ContextWriter, SourcePieces, share_threshold, shuffle
-from trainer.tokens.encoding import Work, encode, encoder_name, proven
+from trainer.tokens.build import ContextWriter, HeldOut, divide, shuffle
+from trainer.tokens.encoding import Work, encoder_name, proven
 from trainer.tokens.ledger import adds_up
 from trainer.tokens.packing import Rules
+from trainer.tokens.pieces import LoadedPiece
 from trainer.tokens.sources import Source
-from trainer.tokens.split import Split
+from trainer.tokens.split import ShareCount, Split
 from trainer.tokens.store import Manifest
+from trainer.tokens.supply import Supply
 from trainer.tokens.vocabulary import check_embeddings, load_vocabulary, resolve
 
 
@@ -44,38 +48,36 @@ def make_store(
         ids=ids,
         cache=cache,
     )
-    proof = proven(work)
-    manifest = pack(work, encode(work, proof), folder, encoder_name(proof))
+    with contextlib.ExitStack() as crews:
+        proof, crew = proven(work, crews)
+        supply = Supply(work, proof, crew, crews)
+        manifest = pack(work, supply, folder, encoder_name(proof))
     path = folder / stores.MANIFEST
     path.write_text(manifest.to_json(), encoding="utf-8")
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
-def pack(work: Work, pieces: list[SourcePieces], folder: Path, encoder: str) -> Manifest:
+def pack(work: Work, supply: Supply, folder: Path, encoder: str) -> Manifest:
     """Write the contexts of both streams; returns the manifest."""
     config, ids, vocabulary = work.config, work.ids, work.vocabulary
-    inside = vocabulary.begins_inside()
     split = Split(
         share=1 - config.train_ratio,
-        context=config.context,
+        dataset_bytes=sum(source.size for source in work.sources),
         boundary=ids.boundary,
-        begins_inside=inside,
+        begins_inside=vocabulary.begins_inside(),
     )
-    if split.share:
-        split = split.with_threshold(share_threshold(pieces, split))
-    rules = Rules(
-        context=config.context, boundary=ids.boundary, boundary_index=config.boundary_index
-    )
-    writer = ContextWriter(folder, vocabulary.dtype, config.context, ids.pad, config.sampling)
-    train = writer.write_stream(pieces, split, False, rules)
-    num_train = writer.num_contexts
-    held = writer.write_stream(pieces, split, True, rules) if split.share else None
+    writer, counts, amended = _pack_streams(work, supply, folder, split)
+    if amended:
+        writer.close()
+        writer, counts, _ = _pack_streams(work, supply, folder, amended)
+    supply.progress.end()
     digests = writer.close()
+    num_train = counts.num_train_contexts
     if config.reorder == "shuffle":
-        parts = [(0, num_train), (num_train, writer.num_contexts)]
-        digests |= shuffle(folder, vocabulary.dtype, config.context, parts, config.random_seed)
-    sources, totals = _ledger(work, pieces, train, held)
+        streams = [(0, num_train), (num_train, writer.num_contexts)]
+        digests |= shuffle(folder, vocabulary.dtype, config.context, streams, config.random_seed)
+    sources, totals = _ledger(work, counts)
     if not writer.num_contexts:
         raise RequestError(_nothing(work, totals))
     return Manifest(
@@ -113,18 +115,58 @@ def _nothing(work: Work, totals: dict[str, int]) -> str:
     )
 
 
-def _ledger(
-    work: Work,
-    pieces: list[SourcePieces],
-    train: dict[str, np.ndarray],
-    held: dict[str, np.ndarray] | None,
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def _pack_streams(
+    work: Work, supply: Supply, folder: Path, split: Split
+) -> tuple[ContextWriter, "Counts", Split | None]:
+    """Write both streams with one split; also returns the split that would be better."""
+    config, ids, dtype = work.config, work.ids, work.vocabulary.dtype
+    rules = Rules(
+        context=config.context, boundary=ids.boundary, boundary_index=config.boundary_index
+    )
+    num_files = len(work.sources)
+    writer = ContextWriter(folder, dtype, config.context, ids.pad, config.sampling)
+    held_out = HeldOut(folder / "held-out.ids", dtype)
+    counts, share = Counts(num_files), ShareCount(split)
+    writer.begin_stream(num_files, rules, split.begins_inside)
+    for index in range(num_files):
+        for parts in divide(counts.counted(index, supply.pieces(index)), split, share):
+            writer.feed(index, *parts.of(False, writer.position, index))
+            held_out.add(index, *parts.of(True, held_out.position, index))
+    total = writer.position + held_out.position
+    counts.train = writer.end_stream()
+    counts.num_train_contexts = writer.num_contexts
+    writer.begin_stream(num_files, rules, split.begins_inside)
+    held_out.replay(writer)
+    counts.held = writer.end_stream()
+    return writer, counts, share.amended(held_out.position, total, writer.num_contexts)
+
+
+class Counts:
+    """What is counted by file."""
+
+    def __init__(self, num_files: int) -> None:
+        self.documents = np.zeros(num_files, np.int64)
+        self.empty = np.zeros(num_files, np.int64)
+        self.blank_lines = np.zeros(num_files, np.int64)
+        self.num_train_contexts = 0
+        self.train: dict[str, np.ndarray] = {}
+        self.held: dict[str, np.ndarray] = {}
+
+    def counted(self, index: int, pieces: Iterable[LoadedPiece]) -> Iterator[LoadedPiece]:
+        """The same pieces; what their footers say is counted for file `index`."""
+        for piece in pieces:
+            self.documents[index] += piece.facts.documents - piece.facts.empty
+            self.empty[index] += piece.facts.empty
+            self.blank_lines[index] += piece.facts.blank_lines
+            yield piece
+
+
+def _ledger(work: Work, counts: Counts) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The manifest's table of files, and its sums."""
-    both = {name: train[name] + (held[name] if held else 0) for name in train}
+    both = {name: counts.train[name] + counts.held[name] for name in counts.train}
+    held_out = counts.held["encoded"]
     rows: list[dict[str, Any]] = []
     for index, source in enumerate(work.sources):
-        facts = [piece.facts for piece in pieces[index].open()]
-        empty = sum(fact.empty for fact in facts)
         count = {name: int(column[index]) for name, column in both.items()}
         assert adds_up(count), (source.path, count)
         rows.append(
@@ -132,15 +174,15 @@ def _ledger(
                 "path": source.path,
                 "bytes": source.size,
                 "sha256": work.digests[index],
-                "documents": sum(fact.documents for fact in facts) - empty,
+                "documents": int(counts.documents[index]),
                 "tokens": count["encoded"],
-                "held_out_tokens": int(held["encoded"][index]) if held else 0,
+                "held_out_tokens": int(held_out[index]),
                 "contexts": count["contexts"],
                 "in_contexts": count["in_contexts"],
                 "repeated": count["repeated"],
                 "dropped": {
-                    "empty_documents": empty,
-                    "blank_lines": sum(fact.blank_lines for fact in facts),
+                    "empty_documents": int(counts.empty[index]),
+                    "blank_lines": int(counts.blank_lines[index]),
                     "boundaries": count["boundaries"],
                     "sampled_out": count["sampled_out"],
                 },
@@ -148,6 +190,5 @@ def _ledger(
         )
     sums = {name: int(column.sum()) for name, column in both.items() if name != "contexts"}
     dropped = {name: sum(row["dropped"][name] for row in rows) for name in rows[0]["dropped"]}
-    documents = sum(row["documents"] for row in rows)
-    held_out = sum(row["held_out_tokens"] for row in rows)
-    return rows, {"documents": documents, "held_out_tokens": held_out, **sums, **dropped}
+    documents, held = int(counts.documents.sum()), int(held_out.sum())
+    return rows, {"documents": documents, "held_out_tokens": held, **sums, **dropped}

@@ -6,7 +6,7 @@ characters are found by numpy for the whole window, and a context costs about 1 
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,59 +38,70 @@ class Plan:
 
 
 def plan(
-    rules: Rules, boundaries: Sequence[int], inside: bytes, begin: int, size: int, final: bool
+    rules: Rules,
+    boundaries: Sequence[int],
+    inside: Callable[[int], bool],
+    begin: int,
+    size: int,
+    final: bool,
 ) -> Plan:
     """Cut one window of the stream into contexts.
 
     Args:
         rules: How.
         boundaries: Positions of the boundary token, ascending.
-        inside: For each position, whether the token begins inside a character.
+        inside: Whether the token at a position begins inside a character.
         begin: Where the first context begins.
         size: Tokens in the window.
         final: The stream ends with the window; else it goes on, and contexts that need to
             know how are left for the next window.
     """
-    done = Plan([], [], [])
+    begins: list[int] = []
+    ends: list[int] = []
+    nexts: list[int] = []
+    first = 0  # no boundary before it is asked for again
     while begin < size:
         end = begin + rules.context
         if end >= size:
-            if final:
-                _append(done, begin, size, size)
-            break
-        while inside[end] and end > begin:
-            end -= 1
-        if end == begin:  # a character longer than the context can't be kept whole
-            end = begin + rules.context
-        after = _next_begin(rules, boundaries, begin, end)
-        _append(done, begin, end, after)
+            if not final:
+                break
+            end = after = size
+        else:
+            while end > begin and inside(end):
+                end -= 1
+            if end == begin:  # a character longer than the context can't be kept whole
+                end = begin + rules.context
+            if rules.boundary is None:
+                after = _without_boundary(rules.boundary_index, begin, end)
+            else:
+                # Candidates are past the context's first token, up to the one after its last.
+                first = bisect_right(boundaries, begin, first)
+                stop = bisect_right(boundaries, end, first)
+                after = end
+                if first < stop:
+                    after = 1 + _chosen(boundaries, first, stop, begin, rules.boundary_index)
+        begins.append(begin)
+        ends.append(end)
+        nexts.append(after)
         begin = after
-    return done
+    return Plan(begins, ends, nexts)
 
 
-def _append(done: Plan, begin: int, end: int, after: int) -> None:
-    done.begins.append(begin)
-    done.ends.append(end)
-    done.nexts.append(after)
-
-
-def _next_begin(rules: Rules, boundaries: Sequence[int], begin: int, end: int) -> int:
-    if rules.boundary is None:
-        if rules.boundary_index <= 0:
-            # 0 tokens after its beginning would be the same context for ever.
-            return end if rules.boundary_index < 0 else min(begin + 1, end)
-        return min(begin + rules.boundary_index, end)
-    # Candidates are past the context's first token, up to the one right after its last.
-    first, stop = bisect_right(boundaries, begin), bisect_right(boundaries, end)
-    if first == stop:
+def _without_boundary(index: int, begin: int, end: int) -> int:
+    if index < 0:
         return end
-    if rules.boundary_index < 0:
-        return boundaries[stop - 1] + 1
-    wanted = begin + rules.boundary_index
+    return min(begin + max(index, 1), end)  # after 0 tokens would be the same context for ever
+
+
+def _chosen(boundaries: Sequence[int], first: int, stop: int, begin: int, index: int) -> int:
+    """Of the boundaries from number `first` to `stop` the one that decides."""
+    if index < 0:
+        return boundaries[stop - 1]
+    wanted = begin + index
     at = bisect_left(boundaries, wanted, first, stop)
     if at == stop or (at > first and wanted - boundaries[at - 1] < boundaries[at] - wanted):
         at -= 1
-    return boundaries[at] + 1
+    return boundaries[at]
 
 
 class Sink(Protocol):
@@ -114,7 +125,7 @@ class Packer:
     def __init__(self, rules: Rules, begins_inside: np.ndarray, sink: Sink) -> None:
         self.rules = rules
         self.sink = sink
-        self._inside = begins_inside
+        self._inside = begins_inside.tobytes()  # looked up one by one
         self._pending: list[np.ndarray] = []
         self._num_pending = 0
         self._base = 0  # position in the stream of the first pending id
@@ -138,8 +149,15 @@ class Packer:
         boundaries: list[int] = []
         if self.rules.boundary is not None:
             boundaries = np.flatnonzero(window == self.rules.boundary).tolist()
-        inside = self._inside[window].tobytes()
-        done = plan(self.rules, boundaries, inside, self._skip, len(window), final)
+        table, token = self._inside, window.item
+        done = plan(
+            self.rules,
+            boundaries,
+            lambda at: bool(table[token(at)]),
+            self._skip,
+            len(window),
+            final,
+        )
         if done.begins:
             arrays = (np.array(p, np.int64) for p in (done.begins, done.ends, done.nexts))
             self.sink.take(window, self._base, *arrays)

@@ -19,14 +19,15 @@ import zlib
 from array import array
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from trainer.tokens.documents import Part
 
 MAGIC = b"TOKPIECE"
-PIECE_DOCUMENT = np.dtype([("tokens", "<u8"), ("hash", "<u8"), ("number", "<u8")])
-"""`tokens` with the end-of-text; `hash` 0 and `number` 0: continues the piece before."""
+PIECE_DOCUMENT = np.dtype([("tokens", "<u8"), ("hash", "<u8"), ("number", "<u8"), ("bytes", "<u8")])
+"""`tokens` with the end-of-text, `bytes` of text; `number` 0: continues the piece before."""
 _TRAILER = struct.Struct("<I8s")
 
 
@@ -46,54 +47,36 @@ class PieceFacts:
     checksum: int
 
 
-class Piece:
-    """A piece on disk that is whole; made by `Piece.open`."""
+class LoadedPiece(NamedTuple):
+    """A piece in memory."""
 
-    __slots__ = ("_body_bytes", "dtype", "facts", "path")
+    facts: PieceFacts
+    ids: np.ndarray
+    records: np.ndarray
+    """Of its documents, PIECE_DOCUMENT."""
 
-    def __init__(self, path: Path, facts: PieceFacts) -> None:
-        self.path = path
-        self.facts = facts
-        self.dtype = np.dtype(facts.dtype)
-        self._body_bytes = facts.num_ids * self.dtype.itemsize
-        self._body_bytes += facts.num_documents * PIECE_DOCUMENT.itemsize
 
-    @classmethod
-    def open(cls, path: Path) -> "Piece | None":
-        """The piece at `path`, or None where there is no whole one."""
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size - 4096))
-                tail = file.read()
-            length, magic = _TRAILER.unpack(tail[-_TRAILER.size :])
-            if magic != MAGIC:
-                return None
-            facts = PieceFacts(**json.loads(tail[-_TRAILER.size - length : -_TRAILER.size]))
-        except (OSError, ValueError, TypeError, struct.error):
+def load_piece(path: Path) -> LoadedPiece | None:
+    """The piece at `path`, or None where there is no whole one, every byte looked at."""
+    try:
+        content = path.read_bytes()
+        length, magic = _TRAILER.unpack(content[-_TRAILER.size :])
+        end = len(content) - _TRAILER.size - length
+        if magic != MAGIC or end < 0:
             return None
-        piece = cls(path, facts)
-        return piece if size == piece._body_bytes + length + _TRAILER.size else None
-
-    def documents(self) -> np.ndarray:
-        """The records of its documents, PIECE_DOCUMENT."""
-        offset = self.facts.num_ids * self.dtype.itemsize
-        return np.fromfile(self.path, PIECE_DOCUMENT, self.facts.num_documents, offset=offset)
-
-    def ids(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Its ids from `start` to `stop`."""
-        stop = self.facts.num_ids if stop is None else stop
-        offset = start * self.dtype.itemsize
-        return np.fromfile(self.path, self.dtype, stop - start, offset=offset)
-
-    def sound(self) -> bool:
-        """Whether its bytes are those that were written."""
-        checksum, left = 0, self._body_bytes
-        with open(self.path, "rb") as file:
-            while left and (block := file.read(min(left, 1 << 20))):
-                checksum = zlib.crc32(block, checksum)
-                left -= len(block)
-        return checksum == self.facts.checksum
+        facts = PieceFacts(**json.loads(content[end : -_TRAILER.size]))
+    except (OSError, ValueError, TypeError, struct.error):
+        return None
+    body = memoryview(content)[:end]
+    dtype = np.dtype(facts.dtype)
+    split = facts.num_ids * dtype.itemsize
+    if end != split + facts.num_documents * PIECE_DOCUMENT.itemsize:
+        return None
+    if zlib.crc32(body) != facts.checksum:
+        return None
+    return LoadedPiece(
+        facts, np.frombuffer(body[:split], dtype), np.frombuffer(body[split:], PIECE_DOCUMENT)
+    )
 
 
 class PieceWriter:
@@ -103,7 +86,7 @@ class PieceWriter:
         self.path = path
         self.dtype = dtype
         self.documents = self.empty = self.blank_lines = self.text_bytes = 0
-        self._records = array("Q")  # three numbers a document
+        self._records = array("Q")  # four numbers a document
         self.num_ids = self._checksum = 0
         self._continues = self._unfinished = False
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,18 +101,19 @@ class PieceWriter:
         self._beside.unlink(missing_ok=True)
 
     def add(self, ids: np.ndarray, records: list[list[int]]) -> None:
-        """Append ids, and tokens, hash and number of each text they belong to.
+        """Append ids, and tokens, hash, number and bytes of each text they belong to.
 
         Records that have no number continue the document of the one before.
         """
         assert not len(ids) or int(ids.max()) <= np.iinfo(self.dtype).max
         self._write(ids.astype(self.dtype).data)
         self.num_ids += len(ids)
-        for tokens, digest, number in records:
-            if number or not self._records:
-                self._records.extend((tokens, digest, number))
+        for record in records:
+            if record[2] or not self._records:
+                self._records.extend(record)
             else:
-                self._records[-3] += tokens
+                self._records[-4] += record[0]
+                self._records[-1] += record[3]
 
     def continues(self) -> None:
         """Say that the piece begins inside a document."""
@@ -145,7 +129,7 @@ class PieceWriter:
         facts = PieceFacts(
             dtype=self.dtype.str,
             num_ids=self.num_ids,
-            num_documents=len(self._records) // 3,
+            num_documents=len(self._records) // 4,
             documents=self.documents,
             empty=self.empty,
             blank_lines=self.blank_lines,

@@ -1,27 +1,37 @@
-"""Which text is held out: decided by each document's content alone.
+"""Which text is held out: a function of each document's own content.
 
-A document's hash decides, not its name, place or neighbours, so that adding or removing
-files moves no other. A document so long that it would miss the share by itself gives
-stretches of its own instead, cut at boundary tokens, from a place that its hash draws:
-three novels at `train_ratio=0.9` hold out a tenth of each.
+    share        of the tokens that is held out
+    whole_bytes  the longest document that stays in one piece: 1/20 of the share of the
+                 dataset's bytes, these rounded down to a power of two
 
-Few short documents may miss the share by chance. Then the threshold moves, in coarse
-steps, until the share is within a fifth; only documents between the steps move.
+A document of at most `whole_bytes` is held out when the hash of its text is below the
+share: 200 / share of them, or more, come out near it by themselves.
+
+A longer one would miss it. It is divided into blocks of 65,536 / share tokens, and
+each block into windows as long as its share, cut at boundary tokens; held out is the
+window with the smallest hash of its ids. So every long document, and every block of it,
+gives its share: three novels at `train_ratio=0.9` hold out a tenth of each.
+
+Adding or removing files moves no other document: neither name, place nor neighbours
+count. What does is the size of the dataset, in powers of two (documents between the old
+and the new `whole_bytes`), and bad luck: where the documents that are there miss the share
+by more than a fifth, which a few hundred can, the level moves in steps of a quarter
+(`amended`), and with it the documents between two steps.
 """
 
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-_STRETCH_TOKENS = 65_536
-_WHOLE = 1 << 64
-_SHORTEST_STRETCH = 256
-_TOLERANCE = 0.15  # of the share; a fifth is promised, and the long ones' cuts take some
+_WHOLE_PER_SHARE = 20
+_WINDOW_TOKENS = 65_536
+_MOST_BLOCK_TOKENS = 1 << 22
+_LEAST_WINDOW_TOKENS = 8
+_HASHED_TOKENS = 1_024
+"""Of a window: enough to tell it from all others."""
+_TOLERANCE = 0.18  # of the share; a fifth is promised
 _STEPS = 1.25 ** np.array(sorted(range(-20, 21), key=lambda k: (abs(k), -k)))
-
-Read = Callable[[int, int], np.ndarray]
-"""Ids of a document from one position to another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,88 +40,116 @@ class Split:
 
     share: float
     """Of the tokens that is held out, 0 to 1."""
-    context: int
+    dataset_bytes: int
+    """Of all files as they are stored."""
     boundary: int | None
     begins_inside: np.ndarray
-    threshold: int = 0
-    """Documents with a smaller hash are held out, of those that are not cut."""
+    """Tokens that begin inside a character, by id: see Vocabulary."""
+    level: float = -1.0
+    """Documents with a smaller hash are held out; -1: the share."""
+    surely: int = -1
+    """Hash of a document that holds out something in any case; -1: none does."""
 
-    def with_threshold(self, threshold: int) -> "Split":
-        """The same, with the threshold that the corpus needs."""
-        return replace(self, threshold=threshold)
+    @property
+    def block(self) -> int:
+        """Tokens of a long document that are decided together."""
+        return int(min(_MOST_BLOCK_TOKENS, _WINDOW_TOKENS / max(self.share, 1e-9)))
 
-    def is_long(self, tokens: np.ndarray | int) -> np.ndarray | bool:
-        """Whether documents of so many tokens give stretches."""
-        shortest = min(_SHORTEST_STRETCH, self.context)
-        if not self.share:
-            return tokens != tokens  # none, in the shape of what was asked
-        return (tokens * self.share >= shortest) | (tokens >= 20 * self.context)
+    @property
+    def whole_bytes(self) -> int:
+        """Length of the longest document that is not cut."""
+        rounded = 1 << max(0, self.dataset_bytes.bit_length() - 1)
+        return int(self.share * rounded / _WHOLE_PER_SHARE)
 
-    def stretches(self, document_hash: int, length: int, read: Read) -> list[tuple[int, int]]:
-        """The held-out stretches of a long document, as positions in it."""
+    def is_held(self, hashes: np.ndarray) -> np.ndarray:
+        """Which documents that are not cut are held out, by their hashes; shape of `hashes`."""
+        level = self.share if self.level < 0 else self.level
+        below = hashes / 2.0**64 < level if level < 1 else np.ones(len(hashes), bool)
+        return below | (hashes == self.surely) if self.surely >= 0 else below
+
+    def is_long(self, num_bytes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Which documents are cut, of those with so much text; nothing is without a share."""
+        return ((num_bytes > self.whole_bytes) | (tokens > self.block)) & (self.share > 0)
+
+    def window(self, ids: np.ndarray, document_hash: int = -1) -> tuple[int, int]:
+        """What of a block is held out, from where to where; nothing: both 0.
+
+        Args:
+            ids: The whole block, shape (tokens,).
+            document_hash: Of the document that it begins.
+        """
         if self.share >= 1:
-            return [(0, length)]
-        count = max(1, round(length * self.share / _STRETCH_TOKENS))
-        period = length / count
-        size = max(1, int(period * self.share))
-        shift = document_hash / _WHOLE * (period - size)
-        found = []
-        for index in range(count):
-            begin = int(index * period + shift)
-            begin, end = self._snap(begin, size, read), self._snap(begin + size, size, read)
-            found.append((begin, min(max(begin + 1, end), length)))
-        return found
+            return 0, len(ids)
+        size, drawn = self.share * len(ids), _fractions(ids)
+        least = min(_LEAST_WINDOW_TOKENS, len(ids))
+        if size < least:  # so short only now and then, by the block's own hash
+            if drawn[0] >= size / least and document_hash != self.surely:
+                return 0, 0
+            size = least
+        size = round(size)
+        count = len(ids) // size
+        shift = int(drawn[1] * (len(ids) - count * size))
+        begins = range(shift, shift + count * size, size)
+        begin = min(begins, key=lambda at: _fractions(ids[at : at + size]))
+        return self._snap(ids, begin, size), self._snap(ids, begin + size, size)
 
-    def _snap(self, position: int, size: int, read: Read) -> int:
+    def _snap(self, ids: np.ndarray, position: int, size: int) -> int:
         """The place after the next boundary token, unless it is far; never inside a character."""
-        if not position:
-            return 0
-        ids = read(position, position + max(8, size // 10))
+        if position in (0, len(ids)):
+            return position
+        near = ids[position : position + max(_LEAST_WINDOW_TOKENS, size // 10)]
         if self.boundary is not None:
-            at = np.flatnonzero(ids == self.boundary)
+            at = np.flatnonzero(near == self.boundary)
             if len(at):
                 return position + int(at[0]) + 1
-        whole = np.flatnonzero(~self.begins_inside[ids])
+        whole = np.flatnonzero(~self.begins_inside[near])
         return position + (int(whole[0]) if len(whole) else 0)
 
 
 class ShareCount:
-    """Finds the threshold from the hashes and lengths of all documents."""
+    """Whether the share is met, and what to change where it is not."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        levels = np.minimum(split.share * np.sort(_STEPS), 1.0)
-        self._levels = np.unique(levels)
-        self._held = np.zeros(len(self._levels) + 1)  # tokens between two levels
-        self._short = self._long = 0
-        self._smallest = _WHOLE
+        self._levels = np.unique(np.minimum(split.share * _STEPS, 1.0))
+        self._between = np.zeros(len(self._levels) + 1)  # whole documents' tokens, by level
+        self._smallest = -1
 
-    def add(self, tokens: np.ndarray, hashes: np.ndarray) -> None:
-        """Count whole documents, shape (documents,) each."""
-        long = self.split.is_long(tokens)
-        self._long += int(tokens[long].sum())
-        tokens, hashes = tokens[~long], hashes[~long]
-        if len(tokens):
-            place = np.searchsorted(self._levels, hashes / _WHOLE, side="right")
-            self._held += np.bincount(place, tokens, len(self._held))
-            self._short += int(tokens.sum())
-            self._smallest = min(self._smallest, int(hashes.min()))
+    def add(self, hashes: np.ndarray, tokens: np.ndarray, long: np.ndarray) -> None:
+        """Count documents, shape (documents,) each."""
+        if len(hashes):
+            smallest = int(hashes.min())
+            self._smallest = smallest if self._smallest < 0 else min(self._smallest, smallest)
+            place = np.searchsorted(self._levels, hashes[~long] / 2.0**64, side="right")
+            self._between += np.bincount(place, tokens[~long], len(self._between))
 
-    def threshold(self) -> int:
-        """Below which hash a document is held out."""
-        share, total = self.split.share, self._short + self._long
-        if share >= 1:
-            return _WHOLE
-        held = dict(zip(self._levels, np.cumsum(self._held)[:-1], strict=True))
-        best, best_miss = share, float("inf")
-        for step in _STEPS:
-            level = min(share * step, 1.0)
-            miss = abs(float(held[level]) + share * self._long - share * total)
-            if miss < best_miss:
-                best, best_miss = level, miss
-            if miss <= _TOLERANCE * share * total:
-                break
-        none = not held[best] and not self._long
-        if none and share and total >= 20 * self.split.context:
-            return self._smallest + 1
-        return int(best * _WHOLE)
+    def amended(self, held: int, total: int, num_contexts: int) -> Split | None:
+        """The split that meets the share, or None where this one does.
+
+        Args:
+            held: Tokens that are held out.
+            total: All tokens.
+            num_contexts: All contexts; of twenty one must be held out.
+        """
+        share = self.split.share
+        if not 0 < share < 1 or not total:
+            return None
+        below = dict(zip(self._levels, np.cumsum(self._between)[:-1], strict=True))
+        others = held - below[share]  # of documents that are cut
+        missed = {
+            level: abs(below[level] + others - share * total)
+            for level in (min(share * step, 1.0) for step in _STEPS)
+        }
+        near = (level for level in missed if missed[level] <= _TOLERANCE * share * total)
+        level = next(near, min(missed, key=missed.__getitem__))
+        none = not below[level] + others and num_contexts >= 20
+        if level == share and not none:
+            return None
+        return replace(self.split, level=level, surely=self._smallest if none else -1)
+
+
+def _fractions(ids: np.ndarray) -> tuple[float, float]:
+    """Two numbers from 0 to 1, drawn from the content of `ids`."""
+    digest = hashlib.blake2b(ids[:_HASHED_TOKENS].astype("<u4").tobytes(), digest_size=8).digest()
+    first, second = np.frombuffer(digest, "<u4") / 2.0**32
+    return float(first), float(second)

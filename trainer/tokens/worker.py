@@ -1,17 +1,23 @@
 """Make pieces: read, sanitize, encode, write. Also a process of its own: see crew.py.
 
-As a process it takes one JSON line per task on standard input and answers each with one
-on standard output; it ends when its standard input does, so none outlives its parent.
+    python -m trainer.tokens.worker TOKENIZER SOCKET...
+
+One process for each socket (an open descriptor). Each takes one JSON line per task and
+answers with one; it ends when its socket does, so none outlives its parent.
 """
 
+import contextlib
+import ctypes
 import hashlib
 import json
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +100,7 @@ class _Batch:
         self.writer = writer
         self.texts: list[str] = []
         self.lasts: list[bool] = []
-        self.records: list[list[int]] = []  # tokens, hash, number; one for each text
+        self.records: list[list[int]] = []  # tokens, hash, number, bytes; one for each text
         self.size = 0
         self.open = False  # whether the last text's document goes on
         if part.kind == "text" and part.start:
@@ -118,7 +124,7 @@ class _Batch:
             digest, number = int.from_bytes(head, "little"), self.writer.documents
         self.texts.append(prepared.decode())
         self.lasts.append(text.last)
-        self.records.append([0, digest, number])
+        self.records.append([0, digest, number, len(text.text)])
         self.size += len(prepared)
         if self.size >= PIECE_BYTES or len(self.texts) >= 8192:
             self.flush()
@@ -197,25 +203,70 @@ def read_tokenizer(path: str) -> str:
     return json.loads(Path(path).read_text(encoding="utf-8"))["tokenizer_json"]
 
 
-def main(requests: TextIO, answers: TextIO) -> int:
+def keep_freed_memory() -> None:
+    """Have the C library reuse large buffers instead of giving them back.
+
+    Each MB of text takes some twenty buffers of its size; fetching them anew from the
+    kernel, page by page, took as long as what was done with them.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune:  # glibc
+        trim_threshold, mmap_threshold = -1, -3
+        tune(mmap_threshold, 32 << 20)
+        tune(trim_threshold, 64 << 20)
+
+
+def serve(connection: socket.socket) -> None:
     """Answer tasks until there are no more."""
+    makers: dict[str, PieceMaker] = {}
+    # Whoever asked may be gone.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection:
+        for line in connection.makefile("rb"):
+            task = json.loads(line)
+            # A proof loads both encoders: more memory than this process should keep.
+            if "prove" in task and (child := os.fork()):
+                os.waitpid(child, 0)
+                continue
+            connection.sendall(json.dumps(_reply(task, makers)).encode() + b"\n")
+            if "prove" in task:
+                os._exit(0)
+
+
+def _reply(task: dict[str, Any], makers: dict[str, PieceMaker]) -> dict[str, Any]:
+    try:
+        return answer(task, makers)
+    except RequestError as error:
+        return {"refused": error.problems}
+    except StepError as error:
+        return {"failed": str(error)}
+    except OSError as error:
+        return {"os_error": [error.errno, str(error)]}
+
+
+def main(tokenizer: str, *descriptors: str) -> int:
+    """Be as many processes as there are sockets."""
     # The parent decides when to stop: a terminal's Ctrl-C reaches this process too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    makers: dict[str, PieceMaker] = {}
-    for line in requests:
-        try:
-            reply = answer(json.loads(line), makers)
-        except RequestError as error:
-            reply = {"refused": error.problems}
-        except StepError as error:
-            reply = {"failed": str(error)}
-        except OSError as error:
-            reply = {"os_error": [error.errno, str(error)]}
-        answers.write(json.dumps(reply) + "\n")
-        answers.flush()
+    keep_freed_memory()
+    fast_encoder(read_tokenizer(tokenizer))  # which all of them share
+    first, *others = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
+    children = []
+    for index, connection in enumerate(others):
+        child = os.fork()
+        if not child:
+            for other in (first, *others[:index], *others[index + 1 :]):
+                other.close()
+            serve(connection)
+            os._exit(0)
+        children.append(child)
+    for connection in others:
+        connection.close()
+    serve(first)
+    for child in children:
+        os.waitpid(child, 0)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.stdin, sys.stdout))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""The pieces of every file, in order, made while they are asked for.
+
+Which ones are missing is found out as the crew needs work, so that nothing waits for the
+whole corpus to be looked at, and the first pieces are packed while others are made.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.tokens.crew import Batch, Crew
+from trainer.tokens.cuts import PIECE_BYTES
+from trainer.tokens.documents import Part
+from trainer.tokens.encoder import Proof
+from trainer.tokens.encoding import ALONE_BYTES, Work, recipe
+from trainer.tokens.parts import plan_parts
+from trainer.tokens.pieces import LoadedPiece, load_piece, piece_path
+from trainer.tokens.progress import Progress
+from trainer.tokens.worker import PieceMaker
+
+_BATCH_FILES = 64
+
+
+class Supply:
+    """Makes what is missing, and hands out all of it."""
+
+    def __init__(
+        self, work: Work, proof: Proof, crew: Crew | None, crews: contextlib.ExitStack
+    ) -> None:
+        self.work, self.recipe = work, recipe(work, proof)
+        self.progress = Progress("tokenize", sum(source.size for source in work.sources))
+        self._folder = Path(self.recipe.folder)
+        self._paths: dict[int, list[Path]] = {}
+        self._seen = (0, 0)  # the first file, and its first piece, that was not looked for
+        self._missing: dict[Path, int] = {}  # with their share of the file's bytes
+        self._crew = crew
+        self._begin(crews)
+
+    def _begin(self, crews: contextlib.ExitStack) -> None:
+        """Make a little here; for more begin with the crew."""
+        batches = self._batches()
+        begun: list[Batch] = []
+        for batch in batches:
+            begun.append(batch)
+            if sum(part.stop - part.start for some in begun for part, _ in some) > ALONE_BYTES:
+                break
+        else:
+            self._crew = None
+            maker = PieceMaker(self.recipe) if begun else None
+            for batch in begun:
+                assert maker
+                ids = sum(maker.make(part, stamp) for part, stamp in batch)
+                self._made(batch, ids)
+            return
+        self._crew = self._crew or crews.enter_context(self.work.crew())
+        self._crew.begin(self.recipe, itertools.chain(begun, batches))
+
+    def pieces(self, index: int) -> Iterator[LoadedPiece]:
+        """The pieces of file number `index`; the first time files are asked for in order."""
+        at = 0
+        while True:
+            self._collect(wait=False)
+            while not self._is_made(index, at):
+                self._collect(wait=True)
+            if at == len(self._paths[index]):
+                return
+            piece = load_piece(self._paths[index][at])
+            assert piece, self._paths[index][at]
+            yield piece
+            at += 1
+
+    def _is_made(self, index: int, at: int) -> bool:
+        if self._seen <= (index, at):
+            return False
+        paths = self._paths[index]
+        return at == len(paths) or paths[at] not in self._missing
+
+    def _collect(self, wait: bool) -> None:
+        if self._crew:
+            for batch, ids in self._crew.done(wait):
+                self._made(batch, ids)
+
+    def _made(self, batch: Batch, ids: int) -> None:
+        paths = (piece_path(self._folder, part) for part, _ in batch)
+        self.progress.add(sum(self._missing.pop(path) for path in paths), ids)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Missing parts in groups worth a message to a worker."""
+        batch: Batch = []
+        size = 0
+        for part, stamp in self._missing_parts():
+            batch.append((part, stamp))
+            size += part.stop - part.start
+            if size >= PIECE_BYTES or len(batch) == _BATCH_FILES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _missing_parts(self) -> Iterator[tuple[Part, str]]:
+        """The parts that have no sound piece, each with its source's stamp."""
+        config = self.work.config
+        for index, source in enumerate(self.work.sources):
+            digest = self.work.digests[index]
+            parts = list(plan_parts(source, digest, config.text_field, self.recipe.cuts))
+            paths = self._paths[index] = [piece_path(self._folder, part) for part in parts]
+            for at, (part, path) in enumerate(zip(parts, paths, strict=True)):
+                last = at + 1 == len(parts)
+                size = source.size * (part.stop - part.start) // max(1, part.whole)
+                # A copy of a file that is being made needs no second piece.
+                wanted = path not in self._missing and (
+                    config.retokenize or load_piece(path) is None
+                )
+                if wanted:
+                    self._missing[path] = size
+                else:
+                    self.progress.skip(size)
+                self._seen = (index + 1, 0) if last else (index, at + 1)
+                if wanted:
+                    yield part, source.stamp
