@@ -192,9 +192,13 @@ def test_after_three_bad_steps_it_goes_back_once_and_then_stops(tmp_path: Path) 
 def test_curves_have_each_step_once_after_going_on(tmp_path: Path) -> None:
     volume = make_volume(tmp_path)
     config = make_config(volume)
+    place = volume / "logs" / "run" / "tensorboard"
     run_step("finetune", config, Strike(f"{ENGINE}:Engine.step", 7))
+    shutil.rmtree(place)  # made anew from metrics.jsonl
+    run_step("finetune", config, Strike(f"{ENGINE}:Engine.step", 7))  # step 11, saved at 8
     assert run_step("finetune", config) == 0, log_of(config)
-    curves = EventAccumulator(str(volume / "logs" / "run" / "tensorboard")).Reload()
+    assert len(list(place.iterdir())) == 2
+    curves = EventAccumulator(str(place)).Reload()
     lines = [x for x in read_lines(volume / "run" / "metrics.jsonl") if "loss" in x]
     found = curves.Scalars("train/loss")
     assert [event.step for event in found] == list(range(1, 13))

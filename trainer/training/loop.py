@@ -60,7 +60,7 @@ class Loop:
         self.prompts, self.tokenizer = prompts, tokenizer
         self.first = engine.options.rank == 0
         self.records = Records(job.run.root) if self.first else None
-        self.trackers = trackers_of(job) if self.first else []
+        self.trackers = trackers_of(job, progress.step) if self.first else []
         self.measures = Measures(job, engine, store, saver)
         self._began = time.monotonic() - progress.seconds
         self._saved_at = time.monotonic()

@@ -1,8 +1,6 @@
-"""Who metrics go to beside metrics.jsonl; and curves for TensorBoard, made from that file.
+"""Who metrics go to beside metrics.jsonl; and curves for TensorBoard.
 
-When a run goes on, the events are written anew from the lines that are left, so no step
-is doubled and none is missing. The file format is written here: TensorBoard's own writer
-takes over a second to import.
+The file format is written here: TensorBoard's own writer takes over a second to import.
 """
 
 import json
@@ -17,6 +15,7 @@ from trainer.training.records import MEASURED
 from trainer.training.weights_and_biases import WeightsAndBiases
 
 CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", *sorted(MEASURED))
+_SESSION_START = b"\x3a\x02\x08\x01"  # session_log { status: START }
 _POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected
 
 
@@ -28,9 +27,13 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def trackers_of(job: Job) -> list[Tracker]:
-    """TensorBoard, and Weights & Biases where `wandb_key` names its secret."""
-    trackers: list[Tracker] = [TensorBoard(job.curves, job.run.metrics)]
+def trackers_of(job: Job, step: int) -> list[Tracker]:
+    """TensorBoard, and Weights & Biases where `wandb_key` names its secret.
+
+    Args:
+        step: That the run goes on from.
+    """
+    trackers: list[Tracker] = [TensorBoard(job.curves, job.run.metrics, step)]
     if job.config.wandb_key:
         folder = job.curves.parent
         trackers.append(WeightsAndBiases(job.config.project_id, job.run, folder))
@@ -38,16 +41,23 @@ def trackers_of(job: Job) -> list[Tracker]:
 
 
 class TensorBoard:
-    """Writes the events of one run to a folder of its own."""
+    """Writes the events of one run to a folder of its own, each time to a new file.
 
-    def __init__(self, folder: Path, metrics: Path) -> None:
+    The file begins by saying from which step on it replaces what the ones before it say:
+    readers then show each step once, and going on costs the same after 10 and 10 million.
+    Where there is none before it, it holds the lines of metrics.jsonl from the first on.
+    """
+
+    def __init__(self, folder: Path, metrics: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        name = f"events.out.tfevents.{int(time.time())}.finetune"
-        self._file = open(folder / name, "wb", buffering=0)  # noqa: SIM115
+        goes_on = any(folder.glob("events.out.tfevents.*"))
+        # Readers take the files in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.finetune"
+        self._file = open(folder / name, "xb", buffering=0)  # noqa: SIM115
         self._write(_double(1, time.time()) + _bytes(3, b"brain.Event:2"))
-        if metrics.exists():
+        if goes_on:
+            self._write(_double(1, time.time()) + b"\x10" + _varint(step + 1) + _SESSION_START)
+        elif metrics.exists():
             with open(metrics, encoding="utf-8") as lines:
                 self._file.write(b"".join(_record(event_of(json.loads(line))) for line in lines))
 
