@@ -21,6 +21,7 @@ Object = dict[str, Any]
 KEY_ANNOTATION = f"{PREFIX}/key"
 ATTEMPT_ANNOTATION = f"{PREFIX}/attempt"
 EXIT_REFUSED = 78  # of a step: the request is wrong, so another try ends the same way
+EXIT_LOST_NODE = 75  # of a node that is well, but trains with another one that ended
 NAME_LENGTH = 63  # of a label value, which the Job's name becomes
 # A pod of an Indexed Job has the host name `{job}-{index}`, a DNS label too.
 LONGEST_INDEX = len("-9999")
@@ -93,7 +94,7 @@ def job(spec: StepSpec, settings: ClusterSettings) -> Object:
             **limits,
             # A second pod starts only when the first has ended for good: never two writers.
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _failure_rules()},
+            "podFailurePolicy": {"rules": _failure_rules(spec)},
             **_group(spec),
             "template": {
                 "metadata": {"labels": labels, "annotations": config},
@@ -103,19 +104,20 @@ def job(spec: StepSpec, settings: ClusterSettings) -> Object:
     }
 
 
-def _failure_rules() -> list[Object]:
+def _failure_rules(spec: StepSpec) -> list[Object]:
     """Evictions are not the step's fault; a wrong request does not get better by trying."""
-    return [
+    rules: list[Object] = [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {
-            "action": "FailJob",
-            "onExitCodes": {
-                "containerName": CONTAINER,
-                "operator": "In",
-                "values": [EXIT_REFUSED],
-            },
-        },
+        {"action": "FailJob", "onExitCodes": _exit_code(EXIT_REFUSED)},
     ]
+    if spec.resources.nodes > 1:
+        # One node's end ends all: only its own counts as a failure.
+        rules.append({"action": "Ignore", "onExitCodes": _exit_code(EXIT_LOST_NODE)})
+    return rules
+
+
+def _exit_code(code: int) -> Object:
+    return {"containerName": CONTAINER, "operator": "In", "values": [code]}
 
 
 def _group(spec: StepSpec) -> Object:

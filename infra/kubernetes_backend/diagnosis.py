@@ -7,9 +7,12 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from infra.manifests import EXIT_LOST_NODE
+
 Object = dict[str, Any]
 STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 EXIT_FAILED, EXIT_KILLED = 1, 137
+INDEX_LABEL, FIRST = "batch.kubernetes.io/job-completion-index", "0"
 
 
 def condition(obj: Object, kind: str) -> Object | None:
@@ -56,16 +59,32 @@ def outcome_of(pods: Iterable[Object], *, done: bool) -> dict[str, Any] | None:
         done: Of the pod that did the work; else of the one that ended last, if it left any:
             an older one's does not say why the last one failed.
     """
-    outcomes = [_outcome(pod) for pod in pods if has_ended(pod)]
+    ended = [pod for pod in pods if has_ended(pod)]
     if not done:
-        return outcomes[-1] if outcomes else None
-    return next(
-        (found for found in reversed(outcomes) if found and found["status"] == "done"), None
-    )
+        culprits = _culprits(ended)
+        return _outcome(culprits[-1]) if culprits else None
+    outcomes = [_outcome(pod) for pod in reversed(ended) if _index(pod) == FIRST]
+    return next((found for found in outcomes if found and found["status"] == "done"), None)
+
+
+def _index(pod: Object) -> str:
+    """Which node of several the pod is; the only one is the first."""
+    return pod["metadata"].get("labels", {}).get(INDEX_LABEL, FIRST)
+
+
+def _culprits(pods: Iterable[Object]) -> list[Object]:
+    """Those that did not end because another node did; all, where there is no such one."""
+    pods = list(pods)
+    own = [p for p in pods if _terminated(p).get("exitCode") != EXIT_LOST_NODE]
+    return own or pods
+
+
+def _terminated(pod: Object) -> Mapping[str, Any]:
+    return container_state(pod).get("terminated", {})
 
 
 def _outcome(pod: Object) -> dict[str, Any] | None:
-    message = container_state(pod).get("terminated", {}).get("message", "")
+    message = _terminated(pod).get("message", "")
     try:
         outcome = json.loads(message) if message else None
     except ValueError:
@@ -75,7 +94,7 @@ def _outcome(pod: Object) -> dict[str, Any] | None:
 
 def exit_code_of(pods: Iterable[Object]) -> int:
     """Exit code of the container that ended last with an error; 1 where none is known."""
-    codes = [container_state(pod).get("terminated", {}).get("exitCode", 0) for pod in pods]
+    codes = [_terminated(pod).get("exitCode", 0) for pod in _culprits(pods)]
     return next((code for code in reversed(codes) if code), EXIT_FAILED)
 
 
@@ -126,7 +145,7 @@ def _newest_warning(events: list[Object], uid: str) -> str:
 def why_failed(job: Object, pods: list[Object]) -> str:
     """Why the Job has failed: what ended its last pod, and what the Job made of it."""
     failed = condition(job, "Failed") or {}
-    ended = [why_ended(pod) for pod in pods if has_ended(pod)]
+    ended = [why_ended(pod) for pod in _culprits(pods) if has_ended(pod)]
     last = next((words for words in reversed(ended) if words), "")
     reason = failed.get("reason") or "failed"
     if reason == "DeadlineExceeded":
@@ -141,7 +160,7 @@ def why_failed(job: Object, pods: list[Object]) -> str:
 
 def why_ended(pod: Object) -> str:
     """What ended the pod, if not itself with exit code 0."""
-    terminated = container_state(pod).get("terminated", {})
+    terminated = _terminated(pod)
     container = pod["spec"]["containers"][0]
     if disruption := condition(pod, "DisruptionTarget"):
         return _words(f"disrupted ({disruption.get('reason')})", disruption.get("message", ""))
@@ -151,6 +170,8 @@ def why_ended(pod: Object) -> str:
         limit = container.get("resources", {}).get("limits", {}).get("memory", "none")
         return f"out of memory: killed at its limit of {limit} (raise trainer_ram)"
     code = terminated.get("exitCode", 0)
+    if code == EXIT_LOST_NODE:
+        return "it is well, but another node of its group ended"
     if code == EXIT_KILLED:
         return "killed by SIGKILL: by its node, or because it did not stop within its grace"
     if code and terminated.get("reason") not in ("Error", "Completed", None):
