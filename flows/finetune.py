@@ -36,6 +36,7 @@ def finetune(**given: Any) -> dict[str, Any]:
         attempt=str(flow_run.get_id()),
         backend=backend,
         nodes=settings.nodes if backend.detaches else 1,
+        grace_seconds=settings.grace_seconds,
         watcher=current_watcher(),
     )
     with claimed(run.backend, parameters.pvc, parameters.run_name):

@@ -61,6 +61,7 @@ def _specs(
             tokenizer=tokenizer,
             tokens=tokens,
             nodes=settings.nodes,
+            grace_seconds=settings.grace_seconds,
             attempt=attempt,
             earlier_outcomes=[],
         ),

@@ -32,6 +32,7 @@ def finetune_config(
     tokenizer: str,
     tokens: str,
     nodes: int = 1,
+    grace_seconds: float = 120.0,
     attempt: str,
     earlier_outcomes: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def finetune_config(
         sampling=_sampling(parameters),
         processes=parameters["trainer_gpus"],
         nodes=nodes,
+        grace_seconds=grace_seconds,
         # A dataset whose content changed gives another store, and so is another request.
         request={**request, "tokens": tokens},
         attempt=attempt,

@@ -33,6 +33,7 @@ class Run:
     attempt: str  # the flow run's id
     backend: Backend
     nodes: int = 1  # machines that train together
+    grace_seconds: float = 120.0  # from SIGTERM to the kill
     watcher: Watcher | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 

@@ -63,6 +63,7 @@ def train(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
         tokenizer=fetched.result["tokenizer"],
         tokens=tokenized.result["store"],
         nodes=run.nodes,
+        grace_seconds=run.grace_seconds,
         attempt=run.attempt,
         earlier_outcomes=[dataclasses.asdict(outcome) for outcome in run.outcomes],
     )

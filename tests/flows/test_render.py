@@ -67,13 +67,15 @@ def test_several_nodes_and_the_settings_of_the_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FINETUNE_CLUSTER", "{queue: slow, namespace: research}")
-    made = rendered(tmp_path, cluster={"nodes": 2, "queue": "gpus"})
+    made = rendered(tmp_path, cluster={"nodes": 2, "queue": "gpus", "grace_seconds": 600})
     kinds = [(o["kind"], o["metadata"]["namespace"]) for o in made]
     assert kinds == [(kind, "research") for kind in ("Job", "Job", "Job", "Service", "Job")]
     training = made[2]
     assert training["spec"]["completionMode"] == "Indexed"
     assert training["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert config_of(training)["nodes"] == 2
+    pod = training["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > config_of(training)["grace_seconds"] == 600
     assert {o["spec"].get("completions") for o in made if o["kind"] == "Job"} == {1, 2}
 
 
