@@ -10,6 +10,7 @@ from tests.kubernetes_double import pod_status
 from tests.kubernetes_double.container import Container
 from tests.kubernetes_double.deletion import delete_pod, remove_when_free
 from tests.kubernetes_double.events import Events
+from tests.kubernetes_double.pod_secrets import missing_secret, variables_of
 from tests.kubernetes_double.store import Object, Store
 
 CANNOT_HELP = (
@@ -137,6 +138,10 @@ class Kubelet:
             self._events.tell(pod, "Warning", "FailedMount", words, "kubelet")
             await self._hold(pod, lambda: not self._node.mount_failure)
         await self._pull(pod)
+        if words := missing_secret(self._store, pod):
+            self._set_status(pod, pod_status.waiting(pod, "CreateContainerConfigError", words))
+            self._events.tell(pod, "Warning", "Failed", f"Error: {words}", "kubelet")
+            await self._hold(pod, lambda: not missing_secret(self._store, pod))
         pod = self._set_status(pod, pod_status.waiting(pod, "ContainerCreating"))
         uid = pod["metadata"]["uid"]
         container = Container(
@@ -149,12 +154,13 @@ class Kubelet:
         return self._set_status(current, pod_status.running(current, f"containerd://{uid}"))
 
     def _environment(self, pod: Object) -> dict[str, str]:
-        """The node's variables, and the credentials of the Pod's service account if it gets any."""
+        """Of Secrets, of the node, and the credentials of the Pod's account if it gets any."""
         spec = pod["spec"]
+        environment = {**variables_of(self._store, pod), **self._node.environment}
         kubeconfig = self._node.kubeconfigs.get(spec.get("serviceAccountName", ""))
         if kubeconfig is None or spec.get("automountServiceAccountToken") is False:
-            return self._node.environment
-        return {**self._node.environment, "KUBECONFIG": str(kubeconfig)}
+            return environment
+        return {**environment, "KUBECONFIG": str(kubeconfig)}
 
     async def _pull(self, pod: Object) -> None:
         container = pod["spec"]["containers"][0]

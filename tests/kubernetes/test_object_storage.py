@@ -1,0 +1,104 @@
+"""A dataset in object storage: a step on the cluster reads it with the credentials of a Secret."""
+
+import base64
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from flows.parameters import Parameters
+from infra.kubernetes_backend.jobs import KubernetesBackend
+from infra.local_processes import LocalBackend
+from infra.manifests_settings import settings_of
+from tasks import configs
+from tasks.following import follow_step
+from tasks.specs import step_spec
+from tests.flows.small_volume import PVC, make_volume
+from tests.kubernetes.conftest import LOOK_SECONDS
+from tests.kubernetes_double.cluster import Cluster
+from trainer.events import Event
+from trainer.outcome import Outcome
+
+KEYS = {"AWS_ACCESS_KEY_ID": "of-the-secret", "AWS_SECRET_ACCESS_KEY": "hidden"}
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real S3 server on loopback; nothing of it in this process' environment."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def upload(folder: Path, url: str) -> None:
+    secrets = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **secrets)
+    client.create_bucket(Bucket="texts")
+    for path in (p for p in folder.rglob("*.txt")):
+        client.upload_file(str(path), "texts", f"west/{path.relative_to(folder)}")
+
+
+class Lines:
+    """A watcher that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def started(self, step: str, where: str) -> None:
+        pass
+
+    def line(self, step: str, text: str) -> None:
+        self.lines.append(text)
+
+    def event(self, step: str, event: Event) -> None:
+        pass
+
+    def ended(self, step: str, outcome: Outcome) -> None:
+        pass
+
+
+def tokenized(backend: Any, volume: Path, watcher: Lines, **given: Any) -> bytes:
+    """The tokens that the tokenize step makes of a dataset."""
+    parameters = Parameters(run_name="run", model="models/tiny", context=64, **given).model_dump()
+    config = configs.tokenize_config(parameters, model="models/tiny", tokenizer="")
+    outcome = follow_step(backend, step_spec(parameters, "tokenize", config), [watcher])
+    return (volume / outcome.result["store"] / "tokens.bin").read_bytes()
+
+
+def test_a_bucket_with_an_endpoint_and_a_secret_gives_what_a_folder_gives(
+    object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = make_volume(tmp_path)
+    upload(volume / "dataset", object_store)
+    secret = {name: base64.b64encode(value.encode()).decode() for name, value in KEYS.items()}
+    settings = {
+        "secrets": ["object-store"],
+        "environment": {"AWS_ENDPOINT_URL": object_store, "AWS_DEFAULT_REGION": "us-east-1"},
+    }
+    with Cluster(tmp_path / "cluster", {PVC: volume}) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        backend = KubernetesBackend(settings_of(settings), look_seconds=LOOK_SECONDS)
+        watcher, made = Lines(), []
+        step = threading.Thread(
+            target=lambda: made.append(
+                tokenized(backend, volume, watcher, dataset="s3://texts/west")
+            )
+        )
+        step.start()
+        cluster.wait_for(
+            lambda: any('secret "object-store" not found' in line for line in watcher.lines)
+        )
+        cluster.create("secrets", {"metadata": {"name": "object-store"}, "data": secret})
+        step.join()
+        [job] = cluster.jobs()
+    assert made == [tokenized(LocalBackend(tmp_path), volume, Lines(), dataset="dataset")]
+    assert "hidden" not in str(job)
