@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainer.tokens.store import DOCUMENT, FILES, Manifest, file_digest
+from trainer.tokens.store import DOCUMENT, FILES, FORMAT, Manifest, file_digest
 
 VOCABULARY = 96
 CONTEXT = 16
@@ -101,7 +101,7 @@ def write_store(folder: Path, ids: np.ndarray, lengths: np.ndarray, num_train: i
         (folder / name).write_bytes(array.tobytes())
     fields: dict[str, Any] = dict.fromkeys(Manifest.__dataclass_fields__, 0)
     fields |= {
-        "format": 1,
+        "format": FORMAT,
         "key": "tiny",
         "dtype": "uint32" if ids.dtype.itemsize == 4 else "uint16",
         "context": ids.shape[1],
