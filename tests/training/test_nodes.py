@@ -21,7 +21,7 @@ from tests.training.forking import (
     wait_for,
 )
 from tests.training.volume import make_config, make_volume, read_lines
-from trainer.errors import LostNodeError
+from trainer.errors import LostNodeError, RequestError
 from trainer.training import launch, nodes
 from trainer.training.nodes import RANK_VARIABLE, Group, meet
 from trainer.training.records import MEASURED
@@ -143,6 +143,17 @@ def test_a_node_that_falls_silent_is_given_up(tmp_path: Path, forks: list[int]) 
     os.kill(second, signal.SIGKILL)
     wait_for(second)
     assert (tmp_path / "0.log").read_text() == "node 1 has not been heard of for 2 s"
+
+
+def test_the_others_learn_why_the_first_node_ended(tmp_path: Path, forks: list[int]) -> None:
+    def fail(group: Group) -> None:
+        raise RequestError("context is too long (got 4096).")
+
+    first = as_node(forks, 0, lambda group: group.agree(lambda: fail(group) or {}), tmp_path)
+    second = as_node(forks, 1, lambda group: group.agree(dict), tmp_path)
+    wait_for(first)
+    wait_for(second)
+    assert (tmp_path / "1.log").read_text() == "node 0 ended: context is too long (got 4096)."
 
 
 def test_a_node_that_was_started_anew_meets_the_others_when_they_are_too(

@@ -119,8 +119,9 @@ class Group:
         """Tell the others how this node ended; the first one stays until they know it is done."""
         with contextlib.suppress(LostNodeError):
             self._set(f"ended/{self.rank}", how)
-        deadline = time.monotonic() + FAREWELL_SECONDS
-        while self.first and how == DONE and time.monotonic() < deadline and not self._lost:
+        stay = (FAREWELL_SECONDS if how == DONE else 3 * BEAT_SECONDS) if self.first else 0.0
+        deadline = time.monotonic() + stay
+        while time.monotonic() < deadline and not self._lost:
             if len(self._ended) == self.nodes - 1:
                 break
             time.sleep(POLL_SECONDS)
@@ -178,6 +179,8 @@ def meet(nodes: int) -> Iterator[Group]:
     Raises:
         LostNodeError: The group broke up: all meet again when they are started again.
     """
+    # A connection that breaks is told in one line, not by torch with a stack of C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     rank = node_rank()
     store = _host(nodes) if rank == 0 else _join(rank)
     group = Group(store, rank, nodes)
