@@ -2,18 +2,21 @@
 
     python -m tests.kubernetes.chaos
 
-A small run of the real flow, with a real Prefect server and real training, is followed once
-undisturbed. Then it is run anew for each request that it made: the flow is killed there, put back
-on schedule as the automation does, and started again. Requests that change something are met
-twice, before they take effect and after. Each time there must be one Job a step, and the same
-final model, byte for byte. About half a minute for each kill.
+First the API is away for a minute in mid-training. Then a small run of the real flow, with a
+real Prefect server and real training, is followed once undisturbed, and run anew for each request
+that it made: the flow is killed there, put back on schedule as the automation does, and started
+again. Requests that change something are met twice, before they take effect and after. Each time
+there must be one Job a step, and the same final model, byte for byte. About half a minute a kill.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Scheduled
@@ -34,8 +37,10 @@ from tests.kubernetes.pipeline import REQUEST
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
 from tests.kubernetes_double.cluster import Cluster
 from tests.prefect_processes import prefect_environment, prefect_server
+from trainer.run_folder import RunFolder
 
 STEPS = ["fetch", "tokenize", "finetune", "evaluate"]
+LONG_EPOCHS = 60
 READING = ("get", "list", "watch")
 TRAINING = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
@@ -48,17 +53,26 @@ class Place:
     volume: Path
     orchestrators: Orchestrators
 
-    def run(self, run_name: str, kill_at: int = 0, *, before: bool = True) -> bool:
-        """Run the flow, killed once and started again; whether it came to that request."""
-        parameters = REQUEST.model_dump(exclude_unset=True) | {"run_name": run_name, "epochs": 2}
+    def schedule(self, run_name: str, epochs: int = 2) -> uuid.UUID:
+        """Make a run of the flow; its id."""
+        changed = {"run_name": run_name, "epochs": epochs}
+        parameters = REQUEST.model_dump(exclude_unset=True) | changed
         with get_client(sync_client=True) as client:
-            made = client.create_flow_run(finetune, parameters=parameters)
-            given = {"flow_run_id": str(made.id)}
-            if self.orchestrators.call("execute", kill_at=kill_at, before=before, **given):
-                return False
-            client.set_flow_run_state(made.id, Crashed(), force=True)
-            client.set_flow_run_state(made.id, Scheduled(), force=True)
-        assert self.orchestrators.call("execute", **given), f"{run_name} did not end"
+            return client.create_flow_run(finetune, parameters=parameters).id
+
+    def follow(self, flow_run_id: uuid.UUID, **kill: Any) -> bool:
+        """Run the flow run in a process of its own; whether it ended, and was not killed."""
+        return bool(self.orchestrators.call("execute", flow_run_id=str(flow_run_id), **kill))
+
+    def run(self, run_name: str, kill_at: int, *, before: bool) -> bool:
+        """Run the flow, killed once and started again; whether it came to that request."""
+        flow_run_id = self.schedule(run_name)
+        if self.follow(flow_run_id, kill_at=kill_at, before=before):
+            return False
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run_id, Crashed(), force=True)
+            client.set_flow_run_state(flow_run_id, Scheduled(), force=True)
+        assert self.follow(flow_run_id), f"{run_name} did not end"
         return True
 
     def check(self, run_name: str, expected: bytes) -> None:
@@ -75,7 +89,7 @@ class Place:
 def execute(flow_run_id: str) -> bool:
     """Run the flow run in this process, as an orchestrator's pod does."""
     with get_client(sync_client=True) as client:
-        flow_run: FlowRun = client.read_flow_run(uuid.UUID(flow_run_id))
+        flow_run = client.read_flow_run(uuid.UUID(flow_run_id))
     run_flow(finetune, flow_run=flow_run)
     return True
 
@@ -92,15 +106,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--from", dest="first", type=int, default=1, help="first request to kill at"
-    )
-    first = parser.parse_args().first
-    with tempfile.TemporaryDirectory(prefix="chaos-kubernetes-") as folder:
-        return chaos(Path(folder), first)
+    parser.add_argument("--from", dest="first", type=int, default=1, help="request to begin at")
+    parser.add_argument("--outage-seconds", type=float, default=60.0)
+    args = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-kubernetes-") as folder,
+        a_place(Path(folder)) as place,
+    ):
+        outage(place, args.outage_seconds)
+        kill_at_each_request(place, args.first)
+    return 0
 
 
-def chaos(folder: Path, first: int) -> int:
+@contextlib.contextmanager
+def a_place(folder: Path) -> Iterator[Place]:
+    """A guarded cluster, a volume with text and a model, and a Prefect server."""
     from tests.flows.small_volume import make_volume  # loads torch, which orchestrators do not
 
     volume, prefect = make_volume(folder), folder / "prefect"
@@ -108,22 +128,51 @@ def chaos(folder: Path, first: int) -> int:
     with (
         prefect_server(prefect) as url,
         Cluster(folder / "cluster", {CLAIM: volume}, manifests=MANIFESTS) as cluster,
+        temporary_settings({PREFECT_API_URL: url}),
     ):
         cluster.node.environment = TRAINING
-        os.environ |= prefect_environment(prefect, url)
-        os.environ["KUBECONFIG"] = str(cluster.node.kubeconfigs[ORCHESTRATOR])
-        os.environ["FINETUNE_BACKEND"] = "kubernetes"
-        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-        with (
-            temporary_settings({PREFECT_API_URL: url}),
-            Orchestrators(cluster, folder, "tests.kubernetes.chaos") as orchestrators,
-        ):
-            return _chaos(Place(cluster, volume, orchestrators), first)
+        os.environ |= prefect_environment(prefect, url) | {
+            "KUBECONFIG": str(cluster.node.kubeconfigs[ORCHESTRATOR]),
+            "FINETUNE_BACKEND": "kubernetes",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        }
+        with Orchestrators(cluster, folder, "tests.kubernetes.chaos") as orchestrators:
+            yield Place(cluster, volume, orchestrators)
 
 
-def _chaos(place: Place, first: int) -> int:
-    place.run("undisturbed")
-    requests = list(place.cluster.faults.seen)
+def outage(place: Place, seconds: float) -> None:
+    """The API is away for so long in mid-training: the log says so, and nothing else happens."""
+    assert place.follow(place.schedule("calm", LONG_EPOCHS))
+    metrics = RunFolder(place.volume, "outage").metrics
+    trained: list[int] = []
+
+    def go_away() -> None:
+        place.cluster.wait_for(metrics.exists)
+        for down in (True, False):
+            place.cluster.faults.down = down
+            trained.append(metrics.read_bytes().count(b"\n"))
+            if down:
+                place.cluster.do(place.cluster.faults.cut_streams)
+                time.sleep(seconds)
+
+    thread = threading.Thread(target=go_away)
+    thread.start()
+    flow_run_id = place.schedule("outage", LONG_EPOCHS)
+    assert place.follow(flow_run_id)
+    thread.join()
+    place.check("outage", place.model("calm"))
+    with get_client(sync_client=True) as client:
+        mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+        logs = client.read_logs(mine, limit=200)
+    said = [entry.message for entry in logs if "the cluster" in entry.message]
+    print(f"API away for {seconds:g} s, from line {trained[0]} of metrics to {trained[1]}: {said}")
+
+
+def kill_at_each_request(place: Place, first: int) -> None:
+    """Kill the flow at each request, from number `first` on, of as many runs."""
+    before_it = len(place.cluster.faults.seen)
+    assert place.follow(place.schedule("undisturbed"))
+    requests = place.cluster.faults.seen[before_it:]
     expected = place.model("undisturbed")
     place.check("undisturbed", expected)
     print(f"undisturbed: {len(requests)} requests, {len(STEPS)} Jobs", flush=True)
@@ -137,12 +186,10 @@ def _chaos(place: Place, first: int) -> int:
             break  # this time it was through with fewer requests
         place.check(run_name, expected)
         done += 1
-        print(
-            f"killed at request {number} ({asked.verb} {asked.resource}, {when}): same", flush=True
-        )
+        what = f"{asked.verb} {asked.resource}, {when}"
+        print(f"killed at request {number} ({what}): same", flush=True)
         shutil.rmtree(place.volume / run_name)
     print(f"{done} kills, one Job a step each time, every final model the same")
-    return 0
 
 
 if __name__ == "__main__":

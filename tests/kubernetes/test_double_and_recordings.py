@@ -245,3 +245,21 @@ def test_a_template_can_not_be_changed(cluster: Cluster) -> None:
     assert {**ours, "message": "", "details": ""} == {**real, "message": "", "details": ""}
     assert ours["details"]["causes"][0]["field"] == "spec.template"
     assert ours["message"].endswith("field is immutable")
+
+
+def test_a_watch_from_a_forgotten_version_is_told_that_it_is_gone(cluster: Cluster) -> None:
+    version = ask(cluster, "list_namespaced_job")["metadata"]["resourceVersion"]
+    create(cluster, MANIFESTS["ok"])
+    cluster.do(cluster.store.forget_history)
+    told = ask(cluster, "list_namespaced_job", watch=True, resource_version=version)
+    assert (told["type"], told["object"]["code"], told["object"]["reason"]) == (
+        "ERROR",
+        410,
+        "Expired",
+    )
+
+
+def test_every_recording_is_played_and_every_refusal_compared() -> None:
+    assert {path.stem for path in RECORDINGS.glob("*.jsonl")} == set(MANIFESTS)
+    source = Path(__file__).read_text()
+    assert [name for name in RESPONSES if f'RESPONSES["{name}"]' not in source] == []
