@@ -1,14 +1,28 @@
 """prefect.yaml is held to the flows it names: Prefect itself accepts misspelt names silently."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.workers.process import ProcessWorker
+
+from flows.parameters import Parameters
+from trainer.config import load_parameters
 
 ROOT = Path(__file__).parents[1]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+TEMPLATES = {
+    "local": ProcessWorker.get_default_base_job_template(),
+    "coreweave": json.loads((ROOT / "infra/cluster/base-job-template.json").read_text()),
+}
+# What prefect.yaml may say of a deployment; Prefect ignores other keys.
+KEYS = {
+    "name", "description", "entrypoint", "parameters", "work_pool", "tags", "concurrency_limit",
+    "schedules", "enforce_parameter_schema", "version", "triggers", "pull",
+}  # fmt: skip
 
 
 @pytest.fixture(params=DEPLOYMENTS, ids=lambda deployment: deployment["name"])
@@ -20,9 +34,36 @@ def flow_of(deployment: dict[str, Any]) -> Flow[Any, Any]:
     return load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
 
 
-def test_its_parameters_are_parameters_of_the_flow(deployment: dict[str, Any]) -> None:
-    known = flow_of(deployment).parameters.properties
-    assert set(deployment.get("parameters") or {}) <= set(known)
+def test_there_is_one_for_each_family_of_models_and_one_for_this_machine() -> None:
+    pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
+    asked = {"gptj": "coreweave", "gpt-neo": "coreweave", "pythia": "coreweave", "local": "local"}
+    assert asked.items() <= pools.items()
+
+
+def test_every_name_in_it_is_one_that_prefect_or_the_pool_knows(
+    deployment: dict[str, Any],
+) -> None:
+    assert set(deployment) <= KEYS
+    pool = deployment["work_pool"]
+    assert set(pool) <= {"name", "work_queue_name", "job_variables"}
+    variables = TEMPLATES[pool["name"]]["variables"]["properties"]
+    assert set(pool["job_variables"]) <= set(variables)
+
+
+def test_its_parameters_are_a_request_once_a_run_has_a_name(deployment: dict[str, Any]) -> None:
+    given = deployment["parameters"] or {}
+    parameters = load_parameters(Parameters, {**given, "run_name": "run"})
+    assert {name: getattr(parameters, name) for name in given} == given
+    assert set(given) <= set(flow_of(deployment).parameters.properties)
+
+
+def test_a_cluster_deployment_mounts_the_volume_that_its_runs_use(
+    deployment: dict[str, Any],
+) -> None:
+    claim = deployment["work_pool"]["job_variables"].get("pvc")
+    if deployment["work_pool"]["name"] == "coreweave":
+        parameters = {**deployment["parameters"], "run_name": "run"}
+        assert claim == load_parameters(Parameters, parameters).pvc
 
 
 def test_every_parameter_has_a_description_and_a_type(deployment: dict[str, Any]) -> None:

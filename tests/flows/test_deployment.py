@@ -1,7 +1,10 @@
 """The deployment `finetune/local`, by a real Prefect server and a real process worker."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ import pytest
 from prefect.blocks.system import Secret
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.parameters import Parameters
 from infra.local_processes import LocalBackend
 from tasks.keys import tracking_key
 from tests.flows.small_volume import PVC
@@ -28,6 +32,8 @@ def worker(
 ) -> Iterator[None]:
     variables = {"FINETUNE_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
     prefect(environment, "work-pool", "create", "local", "--type", "process")
+    template = ["--base-job-template", "infra/cluster/base-job-template.json"]
+    prefect(environment, "work-pool", "create", "coreweave", "--type", "kubernetes", *template)
     prefect(environment, "deploy", "--all")
     with process_worker(prefect_folder, api_url, "local", **variables):
         yield
@@ -99,15 +105,21 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     assert states["finetune"] == "Cached"
 
 
+@pytest.mark.parametrize("name", ["gptj", "gpt-neo", "pythia", "local"])
 def test_its_form_describes_every_parameter(
-    api_url: str, environment: dict[str, str], worker: None
+    api_url: str, environment: dict[str, str], worker: None, name: str
 ) -> None:
-    (deployment,) = api(api_url, "deployments/filter", deployments={"name": {"any_": ["local"]}})
-    schema = deployment["parameter_openapi_schema"]["properties"]
+    (deployment,) = api(api_url, "deployments/filter", deployments={"name": {"any_": [name]}})
+    form = deployment["parameter_openapi_schema"]
+    schema = form["properties"]
+    assert set(schema) == set(Parameters.model_fields)
+    assert form["required"] == ["run_name"]
     positions = [schema[name]["position"] for name in schema]
     assert sorted(positions) == list(range(len(schema)))
     assert all(parameter["description"] for parameter in schema.values())
     assert schema["epochs"]["exclusiveMinimum"] == 0
+    settings = schema["cluster"]["properties"]
+    assert all(setting["description"] for setting in settings.values())
 
 
 def test_the_key_for_tracking_may_be_a_block_of_prefects(api_url: str) -> None:
@@ -116,6 +128,33 @@ def test_the_key_for_tracking_may_be_a_block_of_prefects(api_url: str) -> None:
         assert tracking_key("wandb-token") == {"WANDB_API_KEY": "the key itself"}
         with pytest.raises(RequestError, match=r"wandb_key names nothing .*got 'wandb-tokn'"):
             tracking_key("wandb-tokn")
+
+
+def test_a_run_whose_orchestrator_was_killed_goes_on_by_itself(
+    api_url: str, environment: dict[str, str], home: Path, worker: None
+) -> None:
+    for _ in range(2):
+        subprocess.run([sys.executable, "-m", "flows.healing"], env=environment, check=True)
+    names = [automation["name"] for automation in api(api_url, "automations/filter")]
+    assert sorted(n for n in names if "finetune: " in n) == ["finetune: crashed", "finetune: silent"]
+    run_deployment(environment, run_name="crashed", epochs=LONG)
+    deadline = time.monotonic() + 200
+    while not (home / PVC / "crashed/metrics.jsonl").exists():
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.1)
+    run = latest_run(api_url, "crashed")
+    os.kill(int(run["infrastructure_pid"].split(":")[-1]), signal.SIGKILL)
+    while (again := latest_run(api_url, "crashed"))["run_count"] < 2:
+        assert time.monotonic() < deadline, again["state"]
+        time.sleep(0.5)
+    assert again["id"] == run["id"]
+    prefect(environment, "flow-run", "cancel", run["id"])
+    backend = LocalBackend(home)
+    while backend.running_steps(PVC, "crashed"):
+        assert time.monotonic() < deadline, "the step goes on"
+        time.sleep(0.1)
+    log = (home / PVC / "logs/crashed/finetune.log").read_text()
+    assert "goes on from step" not in log  # the step was adopted, not started again
 
 
 def test_a_run_that_is_cancelled_stops_its_step(

@@ -1,0 +1,103 @@
+"""Have the Prefect server put crashed runs back to work: `python -m flows.healing`.
+
+Makes two automations on the server that PREFECT_API_URL names, or brings them up to date:
+
+    finetune: silent   a run whose orchestrator sends no heartbeat any more has crashed
+    finetune: crashed  a run that crashed is scheduled again, a few times at most
+
+Safe, since a flow holds no state: it adopts the step that went on without it. A run that
+never began is left alone: its pod can't start, and starting it again would not help.
+"""
+
+from datetime import timedelta
+
+from prefect.automations import AutomationCore
+from prefect.client.orchestration import get_client
+from prefect.events import ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
+from prefect.settings import PREFECT_API_URL, get_current_settings
+from prefect.states import StateType
+
+MOST_STARTS = 5  # of one run; then somebody has to look
+MISSED_BEATS = 3
+OURS: dict[str, str | list[str]] = {
+    "prefect.resource.role": "flow",
+    "prefect.resource.name": "finetune",
+}
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "AwaitingRetry", "Paused")
+
+
+def automations(heartbeat_seconds: int) -> list[AutomationCore]:
+    """What the server is to watch for.
+
+    Args:
+        heartbeat_seconds: Between two signs of life of a flow run.
+    """
+    run = "prefect.flow-run"
+    silent = EventTrigger(
+        after={f"{run}.heartbeat"},
+        expect={f"{run}.{event}" for event in ("heartbeat", *ENDS)},
+        match=ResourceSpecification({"prefect.resource.id": f"{run}.*"}),
+        match_related=ResourceSpecification(OURS),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=MISSED_BEATS * heartbeat_seconds),
+    )
+    starts = [str(count) for count in range(1, MOST_STARTS)]
+    crashed = EventTrigger(
+        expect={f"{run}.Crashed"},
+        match=ResourceSpecification(
+            {"prefect.resource.id": f"{run}.*", "prefect.run-count": starts}
+        ),
+        match_related=ResourceSpecification(OURS),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+    return [
+        AutomationCore(
+            name="finetune: silent",
+            description=f"{MISSED_BEATS} heartbeats missed: the orchestrator is gone.",
+            trigger=silent,
+            actions=[
+                ChangeFlowRunState(
+                    name=None,
+                    state=StateType.CRASHED,
+                    message="No heartbeat any more.",
+                    force=False,
+                )
+            ],
+        ),
+        AutomationCore(
+            name="finetune: crashed",
+            description=f"Crashed runs go on where they were, until their start {MOST_STARTS}.",
+            trigger=crashed,
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.SCHEDULED,
+                    name="AwaitingRetry",
+                    message="Crashed; goes on where it was.",
+                    force=False,
+                )
+            ],
+        ),
+    ]
+
+
+def apply() -> list[str]:
+    """Make the automations, or bring those of their names up to date; return the names."""
+    names = []
+    with get_client(sync_client=True) as client:
+        for automation in automations(get_current_settings().flows.heartbeat_frequency or 180):
+            there = client.read_automations_by_name(automation.name)
+            if there:
+                client.update_automation(there[0].id, automation)
+            else:
+                client.create_automation(automation)
+            names.append(automation.name)
+    return names
+
+
+if __name__ == "__main__":
+    for name in apply():
+        print(f"{PREFECT_API_URL.value()}: {name}")
