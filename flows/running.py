@@ -20,6 +20,7 @@ from flows.parameters import (
 from flows.terminal import PlainWatcher, RichWatcher, watcher_for
 from infra.backend import StepSpec, work_key
 from infra.local_processes import LocalBackend
+from infra.place import BACKEND_VARIABLE
 from tasks import configs
 from tasks.following import claimed, follow_step
 from tasks.wording import format_seconds
@@ -119,8 +120,13 @@ def _call_flow(parameters: Parameters, watcher: PlainWatcher | RichWatcher) -> d
     except TerminationSignal as signal:
         raise Interrupted(
             "stopped by SIGTERM; a step that is under way goes on. Follow it again by the same "
-            f"command, or stop it: finetune stop {parameters.run_name}"
+            f"command, or stop it: {_stop_command(parameters.run_name)}"
         ) from signal
+
+
+def _stop_command(run_name: str) -> str:
+    where = " --backend kubernetes" if os.environ.get(BACKEND_VARIABLE) == "kubernetes" else ""
+    return f"finetune stop {run_name}{where}"
 
 
 def summary(parameters: Parameters, home: Path, result: dict[str, Any], seconds: float) -> str:

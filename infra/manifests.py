@@ -23,6 +23,7 @@ ATTEMPT_ANNOTATION = f"{PREFIX}/attempt"
 EXIT_REFUSED = 78  # of a step: the request is wrong, so another try ends the same way
 EXIT_LOST_NODE = 75  # of a node that is well, but trains with another one that ended
 NAME_LENGTH = 63  # of a label value, which the Job's name becomes
+LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # A pod of an Indexed Job has the host name `{job}-{index}`, a DNS label too.
 LONGEST_INDEX = len("-9999")
 DIGITS_OF_KEY = 8
@@ -53,6 +54,9 @@ def labels_of(spec: StepSpec) -> dict[str, str]:
     }
     if spec.run_name:
         labels["app.kubernetes.io/instance"] = spec.run_name
+    tag = spec.image.rpartition(":")[2]
+    if LABEL_VALUE.fullmatch(tag):
+        labels["app.kubernetes.io/version"] = tag
     return labels
 
 
