@@ -98,8 +98,8 @@ class Parameters(BaseModel):
     """Tokenizer, if not the model's own: a folder on the volume, else a Hugging Face id."""
     trust_remote_code: bool = False
     """Let the model's repository run its own Python code."""
-    tensorizer_uri: str = ""
-    """Where serialized base weights are, for CoreWeave's tensorizer."""
+    tensorizer_uri: VolumePath = ""
+    """Base weights in a file of CoreWeave's tensorizer: on the volume, or s3:// or https://."""
 
     # data
     dataset: Annotated[VolumePath, MinLen(1)] = "dataset"
@@ -220,7 +220,7 @@ NOT_DEFINING = frozenset(
 
 
 # Set to anything but its default, each of these is refused until its feature is there.
-NOT_BUILT = ("tensorizer_uri",)
+NOT_BUILT: tuple[str, ...] = ()
 NOT_BUILT_ON_CLUSTERS = ("run_inference", "inference_only", "inference_gpu")
 # Where steps are processes of this machine, these choose nothing.
 OF_CLUSTERS = (

@@ -102,6 +102,8 @@ class FetchConfig(StepConfig):
     """Likewise; empty: the model's own."""
     trust_remote_code: bool = False
     """Run code in the model's folder; from the hub it needs a commit, `org/name@COMMIT`."""
+    tensorizer_uri: VolumePath = ""
+    """Where tensorizer's file with the model's weights is; empty: in the model's folder."""
     dataset: NonEmpty
     """Path on the volume or any fsspec URL."""
     context: Count = 2048
@@ -199,6 +201,8 @@ class FinetuneConfig(StepConfig):
     project_id: NonEmpty = "huggingface"
     """Project there."""
     trust_remote_code: bool = False
+    tensorizer_uri: VolumePath = ""
+    """A file on the volume, or an s3:// or https:// URL; empty: in the model's folder."""
     random_seed: Seed = 42
     no_shuffle: bool = False
     prompt_file: str = ""
@@ -244,6 +248,7 @@ class EvaluateConfig(StepConfig):
     """The base model's folder on the volume."""
     tokens: NonEmpty
     trust_remote_code: bool = False
+    tensorizer_uri: VolumePath = ""
     prompt_file: str = ""
     random_seed: Seed = 42
     batch_size: BatchSize = -1
@@ -372,3 +377,8 @@ def path_on_volume(volume: str | Path, name: str, path: str) -> Path:
             f"Paths are relative to {root}, without '..' and links that leave it."
         )
     return root / path
+
+
+def place_of(volume: str | Path, name: str, uri: str) -> str:
+    """Where the file is that parameter `name` holds: a URL as it is, else a path on the volume."""
+    return uri if is_url(uri) or not uri else str(path_on_volume(volume, name, uri))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import checkpoints, events
-from trainer.config import EvaluateConfig, path_on_volume
+from trainer.config import EvaluateConfig, path_on_volume, place_of
 from trainer.errors import DamagedError, RequestError
 from trainer.outcome import write_atomically
 from trainer.run_folder import RunFolder
@@ -53,6 +53,7 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
     }
     return {
         "model": config.model,
+        "tensorizer_uri": config.tensorizer_uri,
         "prompts": _prompt_text(config),
         "random_seed": config.random_seed,
         "sampling": sampling,
@@ -91,7 +92,10 @@ def _compare(config: EvaluateConfig, run_folder: RunFolder, store: TokenStore) -
     text = _prompt_text(config)
     prompts = read_prompts(text) if text else _beginnings(store, tokenizer)
     base_folder = path_on_volume(config.volume, "model", config.model)
-    base_loss, base_texts = _judge(config, base_folder, store, tokenizer, prompts, "base model")
+    weights = place_of(config.volume, "tensorizer_uri", config.tensorizer_uri)
+    base_loss, base_texts = _judge(
+        config, base_folder, store, tokenizer, prompts, "base model", weights
+    )
     loss, texts = _judge(config, run_folder.final, store, tokenizer, prompts, "finetuned model")
     return {
         "contexts": len(contexts),
@@ -114,18 +118,26 @@ def _judge(
     tokenizer: Any,
     prompts: list[str],
     name: str,
+    tensorizer: str = "",
 ) -> tuple[float | None, list[list[str]]]:
     """The held-out loss of the model in `folder`, and what it writes."""
     import torch
 
     from trainer.generation import sample
-    from trainer.models import load_model
+    from trainer.models import load_base
     from trainer.training.loss import CausalLoss
     from trainer.training.validation import held_out, held_out_loss
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else None
-    model = load_model(folder, dtype=dtype, trust_remote_code=config.trust_remote_code).to(device)
+    model = load_base(
+        folder,
+        tensorizer=tensorizer,
+        num_ids=store.manifest.vocab_size,
+        seed=config.random_seed,
+        dtype=dtype,
+        trust_remote_code=config.trust_remote_code,
+    ).to(device)
     texts = sample(model, tokenizer, prompts, config.sampling, config.random_seed)
     batch_size = config.batch_size if config.batch_size > 0 else DEFAULT_BATCH
     loss_of, total, done = CausalLoss(model), len(held_out(store)), 0

@@ -85,18 +85,12 @@ def index_names_other_folder(folder: Path) -> None:
 
 
 def one_token_too_many(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(VOCABULARY + 1)))
-
-
-def token_added_later(folder: Path) -> None:
-    added = {"added_tokens_decoder": {str(VOCABULARY): {"content": "<|pad|>"}}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(added))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(VOCABULARY + 2)))
 
 
 def slow_tokenizer_too_large(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    (folder / "vocab.json").write_text(json.dumps({f"t{n}": n for n in range(VOCABULARY)}))
-    (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": VOCABULARY}))
+    (folder / "vocab.json").write_text(json.dumps({f"t{n}": n for n in range(VOCABULARY + 1)}))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +107,6 @@ def slow_tokenizer_too_large(folder: Path) -> None:
         (tensor_missing, ["without 1 tensors", "transformer.h.9.weight"]),
         (index_names_other_folder, ["names files elsewhere", "../other/model.safetensors"]),
         (one_token_too_many, ["more tokens than the model has embeddings", "got 65", "has 64"]),
-        (token_added_later, ["more tokens than the model has embeddings", "got 65"]),
         (slow_tokenizer_too_large, ["more tokens than the model has embeddings", "got 65"]),
     ],
 )
@@ -123,6 +116,28 @@ def test_bad_model_folder_is_refused(
     spoil(step.volume / "models/tiny")
     message = step.refused()
     assert all(word in message for word in words), message
+
+
+def test_a_token_that_was_added_is_taken_as_it_gets_an_embedding(step: Step) -> None:
+    added = {"added_tokens_decoder": {str(VOCABULARY): {"content": "<|pad|>"}}}
+    (step.volume / "models/tiny/tokenizer_config.json").write_text(json.dumps(added))
+    assert step.run().exit_code == 0
+
+
+def test_weights_may_be_in_a_file_of_tensorizers(
+    step: Step, edit_config: Callable[..., None]
+) -> None:
+    edit_config(n_embd=8, n_layer=1, n_head=2, vocab_size=VOCABULARY)
+    (step.volume / "models/tiny" / SINGLE).unlink()
+    (step.volume / "tiny.tensors").write_bytes(b"|TZR|" + bytes(100))
+    ended = step.run(tensorizer_uri="tiny.tensors")
+    assert ended.exit_code == 0, ended.errors
+    assert ended.outcome["result"]["model_bytes"] == 105
+    (step.volume / "tiny.tensors").write_bytes(b"PK\x03\x04")
+    assert "tensorizer_uri is no file of tensorizer's" in step.refused(
+        tensorizer_uri="tiny.tensors"
+    )
+    assert "tensorizer_uri can't be read" in step.refused(tensorizer_uri="none.tensors")
 
 
 def test_damaged_json_is_refused_by_its_name(step: Step) -> None:

@@ -104,8 +104,6 @@ def test_what_defines_a_run_leaves_out_where_it_runs_and_what_is_done_with_it() 
 
 
 def test_a_parameter_that_would_be_ignored_is_refused() -> None:
-    with pytest.raises(RequestError, match="tensorizer_uri is not supported yet"):
-        refuse_what_is_not_built(load(tensorizer_uri="s3://weights"))
     with pytest.raises(RequestError, match="run_inference is not supported yet on Kubernetes"):
         refuse_what_is_not_built(load(run_inference=True), on_cluster=True)
     refuse_what_is_not_built(load(run_inference=True))
@@ -120,7 +118,9 @@ def test_a_key_where_a_name_belongs_is_refused_and_not_shown(key: str) -> None:
     assert load(wandb_key="wandb-token-secret").wandb_key == "wandb-token-secret"
 
 
-@pytest.mark.parametrize("name", ["dataset", "model", "tokenizer", "prompt_file", "logs"])
+@pytest.mark.parametrize(
+    "name", ["dataset", "model", "tokenizer", "tensorizer_uri", "prompt_file", "logs"]
+)
 @pytest.mark.parametrize("path", ["/etc", "../outside", "a/../../b"])
 def test_a_path_that_leaves_the_volume_is_refused_by_name(name: str, path: str) -> None:
     with pytest.raises(RequestError, match=rf"^{name} leads out of the volume \(got "):

@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer.errors import RequestError
 from trainer.fetch.weights import Tensor, count_parameters, read_tensors, weight_files
+from trainer.model_shape import ModelShape
 
 # Names of the tensor that turns token ids into vectors, by what they end with:
 # GPT-2, Neo and J; Llama and most others; NeoX; Bloom and Falcon; Mamba.
@@ -41,14 +42,22 @@ class ModelFacts:
     """Token ids it has vectors for; None: not told."""
 
 
-def read_model(folder: Path, *, trust_remote_code: bool = False) -> ModelFacts:
+def read_model(
+    folder: Path, trust_remote_code: bool = False, weights_elsewhere: int | None = None
+) -> ModelFacts:
     """Look at the model in `folder`.
 
+    Args:
+        weights_elsewhere: Bytes of its weights where those are not in the folder.
     Raises:
         RequestError: With everything that is wrong with it.
     """
     config = _read_config(folder)
     problems = _code_problems(folder, config, trust_remote_code)
+    if weights_elsewhere is not None:
+        if problems:
+            raise RequestError(*problems)
+        return _described(folder, config, weights_elsewhere)
     try:
         tensors = read_tensors(folder)
     except ValueError as error:
@@ -61,6 +70,21 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> ModelFacts:
         parameters=count_parameters(tensors),
         context_limit=context_limit(config),
         embeddings=_embeddings(config, tensors),
+    )
+
+
+def _described(folder: Path, config: dict[str, Any], weight_bytes: int) -> ModelFacts:
+    """A model as its config.json alone tells."""
+    try:
+        parameters = ModelShape.from_config(config).parameters
+    except ValueError as error:
+        raise RequestError(f"model {folder.name}: {error}") from error
+    return ModelFacts(
+        folder=folder,
+        bytes=weight_bytes,
+        parameters=parameters,
+        context_limit=context_limit(config),
+        embeddings=_embeddings(config, {}),
     )
 
 

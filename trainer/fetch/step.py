@@ -13,6 +13,7 @@ from trainer.fetch.dataset import check_dataset
 from trainer.fetch.hub import fetch_from_hub, fetched_before, parse_hub_id
 from trainer.fetch.model_folder import ModelFacts, read_model
 from trainer.fetch.place import check_earlier_run, check_run_name, check_volume
+from trainer.fetch.tensorized import check_tensorized
 from trainer.fetch.tokenizer_folder import count_token_ids
 from trainer.steps import StepResult
 
@@ -108,7 +109,12 @@ def _on_volume(config: FetchConfig, parameter: str) -> Path | None:
             f"tomorrow (got {name!r}). Write {hub_id.id}@COMMIT with the 40 digits of a commit "
             "that you have read."
         )
-    return fetched_before(volume, hub_id, tokenizer_only=parameter == "tokenizer")
+    return fetched_before(volume, hub_id, tokenizer_only=_without_weights(config, parameter))
+
+
+def _without_weights(config: FetchConfig, parameter: str) -> bool:
+    """Whether all but the weights is wanted of what `parameter` names."""
+    return parameter == "tokenizer" or bool(config.tensorizer_uri)
 
 
 def _download(config: FetchConfig, parameter: str, folders: Folders) -> bool:
@@ -121,7 +127,7 @@ def _download(config: FetchConfig, parameter: str, folders: Folders) -> bool:
         Path(config.volume),
         parameter,
         hub_id,
-        tokenizer_only=parameter == "tokenizer",
+        tokenizer_only=_without_weights(config, parameter),
         with_code=config.trust_remote_code,
     )
     return downloaded
@@ -147,7 +153,10 @@ def _check_model(config: FetchConfig, folders: Folders) -> ModelFacts:
     with problems.collected():
         ids = count_token_ids(folders[parameter], parameter)
     with problems.collected():
-        facts = read_model(folders["model"], trust_remote_code=config.trust_remote_code)
+        elsewhere = None
+        if config.tensorizer_uri:
+            elsewhere = check_tensorized(Path(config.volume), config.tensorizer_uri)
+        facts = read_model(folders["model"], config.trust_remote_code, elsewhere)
         problems.found += _limits(config, facts, ids, folders[parameter].name)
     problems.refuse()
     assert facts is not None
@@ -166,7 +175,7 @@ def _limits(config: FetchConfig, facts: ModelFacts, ids: int | None, tokenizer: 
         problems.append(
             f"tokenizer {tokenizer} has more tokens than the model has embeddings "
             f"(got {ids:,} tokens). {facts.folder.name} has {facts.embeddings:,}. "
-            "Take the model's own tokenizer, or remove its added tokens."
+            "Take the model's own tokenizer. Only tokens added to that one get new embeddings."
         )
     return problems
 

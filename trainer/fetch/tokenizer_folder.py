@@ -36,22 +36,14 @@ def count_token_ids(folder: Path, parameter: str) -> int | None:
 
 
 def _ids(folder: Path) -> set[int]:
-    ids: set[int] = set()
     if (folder / "tokenizer.json").is_file():
-        tokenizer = _read(folder / "tokenizer.json")
-        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary = _read(folder / "tokenizer.json")["model"]["vocab"]
         # Unigram models list their tokens, the others map them to ids.
         numbered = isinstance(vocabulary, dict)
-        ids |= set(vocabulary.values()) if numbered else set(range(len(vocabulary)))
-        ids |= {token["id"] for token in tokenizer.get("added_tokens") or []}
-    elif (folder / "vocab.json").is_file():
-        ids |= set(_read(folder / "vocab.json").values())
-        if (folder / "added_tokens.json").is_file():
-            ids |= set(_read(folder / "added_tokens.json").values())
-    if ids and (folder / "tokenizer_config.json").is_file():
-        added = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        ids |= {int(number) for number in added}
-    return ids
+        return set(vocabulary.values()) if numbered else set(range(len(vocabulary)))
+    if (folder / "vocab.json").is_file():
+        return set(_read(folder / "vocab.json").values())
+    return set()
 
 
 def _read(path: Path) -> Any:

@@ -1,10 +1,11 @@
 """Models and tokenizers from folders on the volume: what training, evaluation and serving load.
 
-Weights come from safetensors; pickled `.bin` weights only where they load with torch's
-`weights_only`. GPT-J gets scaled-dot-product attention (trainer/models/gptj.py).
+Weights come from safetensors or a file of tensorizer's; pickled `.bin` weights only where
+they load with torch's `weights_only`. GPT-J gets scaled-dot-product attention (gptj.py).
 Importing this package loads torch and transformers.
 """
 
+from trainer.models.base import load_base
 from trainer.models.loading import (
     base_dtype,
     empty_model,
@@ -13,4 +14,4 @@ from trainer.models.loading import (
     load_tokenizer,
 )
 
-__all__ = ["base_dtype", "empty_model", "load_config", "load_model", "load_tokenizer"]
+__all__ = ["base_dtype", "empty_model", "load_base", "load_config", "load_model", "load_tokenizer"]

@@ -246,12 +246,16 @@ def token_id(vocabulary: Vocabulary, name: str, text: str) -> int:
 
 
 def check_embeddings(vocabulary: Vocabulary, model: Path) -> None:
-    """Raise RequestError where the model has fewer embeddings than the tokenizer has tokens."""
+    """Raise RequestError where the model has no embedding for a token of the vocabulary itself.
+
+    Tokens that were added to it get new embeddings when the model is trained.
+    """
     config = model_config(model)
     embeddings = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    if embeddings is not None and vocabulary.size > embeddings:
+    largest = max(vocabulary.pieces.values(), default=0)
+    if embeddings is not None and largest >= embeddings:
         raise RequestError(
             f"tokenizer has more tokens than the model has embeddings (got ids up to "
-            f"{vocabulary.size - 1:,}, and {embeddings:,} embeddings in {model}). "
+            f"{largest:,}, and {embeddings:,} embeddings in {model}). "
             "Take the model's own tokenizer, or a model with more embeddings."
         )

@@ -15,9 +15,10 @@ import torch
 from trainer.checkpoints.folder import name_of, part_of
 from trainer.checkpoints.seal import seal
 from trainer.checkpoints.tensors import SliceReader
-from trainer.models import base_dtype, empty_model, load_model, load_tokenizer
+from trainer.models import base_dtype, load_tokenizer
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters, merge
+from trainer.training.base import base_model
 from trainer.training.job import Job
 
 SHARD_BYTES = 5 * 10**9
@@ -46,9 +47,8 @@ def write_final(job: Job, figures: dict[str, Any]) -> None:
 
 def checkpointed_model(job: Job, checkpoint: Path, adapter: Path) -> Any:
     """The model of a checkpoint, whole, in fp32; LoRA's adapters alone go to `adapter`."""
-    config, folder = job.config, job.path("model")
-    make = empty_model if config.lora is None else load_model
-    model = make(folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+    config = job.config
+    model = base_model(job, torch.float32, filled_later=config.lora is None)
     adapted = config.lora and add_adapters(model, config.lora, config.model, config.random_seed)
     reader = SliceReader(checkpoint)
     with torch.no_grad():
@@ -117,8 +117,18 @@ def model_card(job: Job, figures: dict[str, Any]) -> str:
         "",
     ]
     if config.trust_remote_code:
-        lines.append("The model was loaded with `trust_remote_code`: its folder's code was run.\n")
+        lines += [
+            "The model was loaded with `trust_remote_code`: this code of its folder was run.",
+            "",
+            *(f"- `{name}`, SHA-256 `{digest}`" for name, digest in _recorded_code(job).items()),
+            "",
+        ]
     return "\n".join(lines)
+
+
+def _recorded_code(job: Job) -> dict[str, str]:
+    record = job.run.record() or {}
+    return {**record.get("code", {}).get("files", {})}
 
 
 def _shown(loss: float | None) -> str:

@@ -17,6 +17,7 @@ class Job:
 
     config: FinetuneConfig
     num_contexts: int
+    num_ids: int = 0  # of tokens: the model gets an embedding for each
     batch_size: int
     global_batch: int
     zero_stage: int

@@ -12,9 +12,10 @@ import torch
 from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
 from trainer.generation import read_prompts
-from trainer.models import empty_model, load_model, load_tokenizer
+from trainer.models import load_tokenizer
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
+from trainer.training.base import base_model
 from trainer.training.engine import DTYPES, Engine, EngineOptions, Precision, join_processes
 from trainer.training.figures import engine_record, say
 from trainer.training.final import write_final
@@ -153,9 +154,7 @@ def _model(job: Job, precision: Precision) -> Any:
     """The base model; memory without numbers where a checkpoint fills all of it."""
     config = job.config
     fill = job.checkpoint_path is not None and config.lora is None
-    make = empty_model if fill else load_model
-    dtype, code = DTYPES[precision], config.trust_remote_code
-    model = make(job.path("model"), dtype=dtype, trust_remote_code=code)
+    model = base_model(job, DTYPES[precision], filled_later=fill)
     if config.lora is not None:
         add_adapters(model, config.lora, config.model, config.random_seed)
     return model

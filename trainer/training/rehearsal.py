@@ -70,7 +70,7 @@ def rehearse(volume: Path, run_name: str) -> list[str]:
         newer = replace(newer, place=_link(newer.place, scratch.root / "recorded"))
         _copy_records(run.root, scratch.root, older.about["records"])
         print(f"trains {run_name} again from step {first} to step {last}", flush=True)
-        config = replace(job.config, run_name=f"{below}/run", logs=f"{below}/logs")
+        config = replace(job.config, run_name=f"{below}/run", logs=f"{below}/logs", wandb_key="")
         _train(replace(job, config=config), newer.about["threads"])
         again = _Checkpoint.at(scratch.checkpoints / newer.place.name, scratch.root)
         found = [*_different_numbers(newer.place, again.place), *_differences(older, newer, again)]

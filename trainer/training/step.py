@@ -15,7 +15,7 @@ from trainer.config import FinetuneConfig, path_on_volume
 from trainer.errors import RequestError
 from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
-from trainer.tokens.store import TokenStore
+from trainer.tokens.store import TokenStore, file_digest
 from trainer.training.job import Job
 from trainer.training.nodes import Group, meet, node_rank
 from trainer.training.records import cut_back
@@ -56,6 +56,7 @@ def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> tuple[Job, int | 
         say(sizing.reason)
     made_from = {**_made_from(config, store), "sizing": dataclasses.asdict(sizing)}
     run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
+    _say_of_new_tokens(config, store)
     return _job(config, run_folder, store)
 
 
@@ -122,6 +123,7 @@ def _job(
     job = Job(
         config=config,
         num_contexts=store.manifest.num_train_contexts,
+        num_ids=store.manifest.vocab_size,
         batch_size=sizing.batch_size,
         global_batch=about.get("global_batch", batches),
         zero_stage=config.zero_stage,
@@ -160,7 +162,8 @@ def _refuse_what_cannot_be_trained(config: FinetuneConfig, store: TokenStore) ->
             f"{config.model} takes at most {limit}. Take a smaller context."
         )
     embeddings = described.get("vocab_size")
-    if embeddings and manifest.vocab_size > embeddings:
+    added = {token["id"] for token in manifest.added_tokens}
+    if embeddings and not added.issuperset(range(embeddings, manifest.vocab_size)):
         problems.append(
             f"tokens has ids up to {manifest.vocab_size - 1:,}, more than the model has embeddings "
             f"(got {embeddings:,} in {config.model}). Tokenize with the model's own tokenizer."
@@ -180,6 +183,13 @@ def _refuse_what_cannot_be_trained(config: FinetuneConfig, store: TokenStore) ->
         )
     if problems:
         raise RequestError(*problems)
+
+
+def _say_of_new_tokens(config: FinetuneConfig, store: TokenStore) -> None:
+    known = _described(path_on_volume(config.volume, "model", config.model)).get("vocab_size")
+    if known and (new := store.manifest.vocab_size - known) > 0:
+        frozen = "; lora leaves them so" if config.lora else ""
+        say(f"{new} added tokens are new to the model and begin at the mean of the others{frozen}")
 
 
 def _described(model: Path) -> dict[str, Any]:
@@ -204,7 +214,19 @@ def _made_from(config: FinetuneConfig, store: TokenStore) -> dict[str, Any]:
         "random_seed": config.random_seed,
         "trust_remote_code": config.trust_remote_code,
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_RECORDED},
+        **({"code": _code(config)} if config.trust_remote_code else {}),
     }
+
+
+def _code(config: FinetuneConfig) -> dict[str, Any]:
+    """Which code the model's folder holds: its commit on the hub, and each file's digest."""
+    folder = path_on_volume(config.volume, "model", config.model)
+    try:
+        marker = json.loads((folder / ".fetched.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        marker = {}
+    files = {path.name: file_digest(path) for path in sorted(folder.glob("*.py"))}
+    return {"id": marker.get("id"), "commit": marker.get("commit"), "files": files}
 
 
 def _result(job: Job) -> dict[str, Any]:
