@@ -89,7 +89,7 @@ def _setting(
     asked = Setting(
         context=parameters["context"],
         zero_stage=parameters["zero_stage"],
-        processes=processes,
+        processes=processes * machine.nodes,
         processes_per_node=processes,
         precision="fp32" if gpu is None else "fp16" if fp16 else "bf16",
         on_gpu=gpu is not None,
@@ -142,6 +142,8 @@ def _plan(
         if machine.gpu
         else 0.0
     )
+    if per_hour is not None:
+        per_hour *= machine.nodes
     dollars = None if per_hour is None else per_hour * hours
     gpu_parts, host_parts = _memory(shape, setting)
     return Plan(

@@ -16,6 +16,7 @@ CORE_GBS = 3.5  # GB/s of host memory that a core moves in Adam's passes, eight 
 CPU_TFLOPS_PER_CORE = 0.057  # fp32, measured with the demo's model on one core
 ADAM_TRAFFIC = 30  # bytes a parameter: reads four fp32 numbers, writes three and a half
 HOST_TRAFFIC = ADAM_TRAFFIC + 14  # and casts the gradients, sums their squares, scales them
+NODE_GBS = 10.0  # that a node sends to the others: 100 Gbit/s Ethernet; InfiniBand is faster
 READ_GBS = 1.0  # from the volume, when the model is loaded
 START_SECONDS = 120.0  # image, imports, process group; until the model is read
 
@@ -72,9 +73,10 @@ def step_seconds(
         bandwidth = gpu.bandwidth_gbs if gpu else cores * CORE_GBS / setting.processes_per_node
         parts["optimizer"] = own * ADAM_TRAFFIC / (bandwidth * 1e9)
     if setting.processes > 1:
-        parts["between processes"] = _exchanged(setting, weights, gradients) / (
-            (gpu.peer_gbs if gpu else CORE_GBS) * 1e9
-        )
+        speed_gbs = gpu.peer_gbs if gpu else CORE_GBS
+        if setting.processes > setting.processes_per_node:
+            speed_gbs = min(speed_gbs, NODE_GBS / setting.processes_per_node)
+        parts["between processes"] = _exchanged(setting, weights, gradients) / (speed_gbs * 1e9)
     return parts
 
 

@@ -37,6 +37,7 @@ class Machine:
     cores: int
     memory_gib: float
     free_gib: float | None
+    nodes: int = 1  # of this kind
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], gpu: Gpu | None, place: Place) -> "Machine":
@@ -47,6 +48,7 @@ class Machine:
             cores=place.cores or parameters["trainer_cores"],
             memory_gib=place.memory_gib or parameters["trainer_ram"],
             free_gib=place.free_gib,
+            nodes=parameters.get("cluster", {}).get("nodes", 1) if gpu else 1,
         )
 
 

@@ -70,6 +70,18 @@ def test_several_gpus_spend_time_on_each_other_and_less_on_work() -> None:
     assert four.hours < one.hours
 
 
+def test_several_nodes_cost_as_many_machines_and_talk_slower() -> None:
+    one = planned(trainer_gpu="H100_NVLINK_80GB", batch_size=1, trainer_gpus=2)
+    two = planned(
+        trainer_gpu="H100_NVLINK_80GB", batch_size=1, trainer_gpus=2, cluster={"nodes": 2}
+    )
+    assert two.processes == 2 * one.processes
+    assert two.steps == pytest.approx(one.steps / 2, abs=1)
+    assert two.dollars_per_hour == pytest.approx(2 * (one.dollars_per_hour or 0))
+    talk = "between processes"
+    assert two.seconds_parts[talk] > 2 * one.seconds_parts[talk]
+
+
 def test_worked_out_batch_is_the_references() -> None:
     assert planned(batch_size=-1).batch_size == 4
 
