@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from flows import overview, owner_commands, stores
+from flows import compare_commands, overview, owner_commands, stores
 from flows.cluster_stop import stop_on_cluster
 from flows.options import home_option, pvc_option, read_parameters, takes_parameters
 from flows.parameters import Parameters
@@ -190,8 +190,19 @@ def runs(home: Path, pvc: str, as_json: bool) -> None:
 @click.argument("run_name")
 @home_option
 @pvc_option
-def show(run_name: str, home: Path, pvc: str) -> None:
-    """Show what a run was asked, how far it is, and what it made."""
+@click.option("--open", "opened", is_flag=True, help="Make the report anew, and open it.")
+def show(run_name: str, home: Path, pvc: str, opened: bool) -> None:
+    """Show what a run was asked, how far it is, what it made, and where the time went.
+
+    The report is RUN/report.html on the volume: one file, also readable without this program.
+    """
+    if opened:
+        from trainer.report.page import write_page
+
+        page = write_page(overview.known_run(home, pvc, run_name))
+        click.echo(page)
+        click.launch(page.resolve().as_uri())
+        return
     click.echo(overview.show_run(home, pvc, run_name))
 
 
@@ -254,7 +265,7 @@ def stop(run_name: str, home: Path, pvc: str, backend: str, namespace: str) -> N
     click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"{run_name}: nothing was running")
 
 
-for command in owner_commands.COMMANDS:
+for command in (*compare_commands.COMMANDS, *owner_commands.COMMANDS):
     cli.add_command(command)
 
 

@@ -11,6 +11,8 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built, takes
+from flows.plan_task import make_plan
+from infra.local_processes import LocalBackend
 from infra.place import backend_from_environment
 from tasks.artifacts import show_result
 from tasks.deployment import deploy
@@ -19,6 +21,9 @@ from tasks.running import Run, current_watcher
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
 from trainer.config import load_parameters
+from trainer.journal import record_flow
+from trainer.report.page import write_page
+from trainer.run_folder import RunFolder
 
 
 @flow(name="finetune", flow_run_name="{run_name}", validate_parameters=False)
@@ -41,12 +46,21 @@ def finetune(**given: Any) -> dict[str, Any]:
     )
     with claimed(run.backend, parameters.pvc, parameters.run_name):
         if not parameters.inference_only:
+            if not backend.detaches:
+                run.plan.update(make_plan(parameters, run, None))
             fetched = fetch(run)
+            if backend.detaches:
+                run.plan.update(make_plan(parameters, run, fetched.result["plan_facts"]))
             tokenized = tokenize(run, fetched)
             train(run, fetched, tokenized)
             evaluate(run, fetched, tokenized)
         if not backend.detaches:
             deploy(run)
+        if isinstance(backend, LocalBackend):
+            folder = RunFolder(backend.volume(parameters.pvc), run.run_name)
+            record_flow(folder, run.began)
+            if folder.record() is not None:
+                write_page(folder)
         result = losses(run.outcomes)
         show_result(run.run_name, run.outcomes, result)
     return {**result, "seconds": {outcome.step: outcome.seconds for outcome in run.outcomes}}

@@ -13,6 +13,7 @@ from tasks.summary import losses
 from tasks.wording import format_seconds
 from trainer.errors import RequestError
 from trainer.outcome import Outcome
+from trainer.report.facts import times
 from trainer.run_folder import RunFolder
 
 STEPS = ("fetch", "tokenize", "finetune", "evaluate", "deploy")
@@ -28,6 +29,8 @@ class RunRow:
     dataset: str
     base_loss: float | None
     loss: float | None
+    dollars: float | None = None
+    """By the plan's price, of the time that the trainer's machine was held; None: no price."""
     created: str
 
 
@@ -36,7 +39,7 @@ def list_runs(home: Path, pvc: str) -> list[RunRow]:
     records = sorted((home / pvc).glob("*/run.json"))
     rows = [_row(home, pvc, path.parent.name) for path in records]
     rows += [
-        RunRow(**found, dataset="", base_loss=None, loss=None)
+        RunRow(**found, dataset="", base_loss=None, loss=None, dollars=None)
         for found in reference_runs(home / pvc)
     ]
     return sorted(rows, key=lambda row: row.created, reverse=True)
@@ -54,6 +57,7 @@ def _row(home: Path, pvc: str, run_name: str) -> RunRow:
         dataset=record["request"].get("dataset", ""),
         base_loss=found.get("base_loss"),
         loss=found.get("finetuned_loss", found.get("loss")),
+        dollars=sum(part["dollars"] for part in times(folder, record.get("plan") or {})) or None,
         created=record["created"],
     )
 
@@ -85,9 +89,12 @@ def runs_table(rows: Sequence[RunRow]) -> str:
     """The list as aligned text."""
     if not rows:
         return "no runs"
-    table = [("name", "state", "model", "dataset", "loss before", "after", "begun")]
+    table = [("name", "state", "model", "dataset", "loss before", "after", "cost", "begun")]
     table += [
-        (r.name, r.state, r.model, r.dataset, _loss(r.base_loss), _loss(r.loss), r.created)
+        (
+            *(r.name, r.state, r.model, r.dataset, _loss(r.base_loss), _loss(r.loss)),
+            *("-" if r.dollars is None else f"${r.dollars:,.2f}", r.created),
+        )
         for r in rows
     ]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
@@ -128,6 +135,8 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
     step = _last_step(folder.metrics)
     if step:
         lines.append(f"{'last step':<20} {step}")
+    parts = times(folder, record.get("plan") or {})
+    lines += ["", *(f"{p['name']:<20} {format_seconds(p['seconds'])}" for p in parts)]
     lines += ["", *(f"{name:<20} {value!r}" for name, value in record["request"].items())]
     return "\n".join(lines)
 

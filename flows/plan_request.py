@@ -1,8 +1,7 @@
-"""`finetune plan`: gather what a plan is made from, and show it. Writes nothing."""
+"""The plan of a request: gather what it is made from, and show it. Writes nothing."""
 
 import json
 import os
-import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,10 +11,10 @@ from flows.parameters import Parameters
 from flows.planning import Place, Plan, plan
 from infra.catalogue import load_gpus, load_prices
 from tasks import configs
-from tasks.wording import format_seconds
+from trainer import plan_facts
 from trainer.config import TokenizeConfig, path_on_volume
-from trainer.context_count import ContextCount, count_contexts
 from trainer.errors import RequestError
+from trainer.plan_facts import PlanFacts
 
 HUB = "https://huggingface.co"
 GIB = 1 << 30
@@ -30,55 +29,70 @@ def plan_request(
         num_contexts: Plan for a dataset of so many; None: count those of the dataset.
         on_cluster: For the GPUs of the parameters, not for this machine.
     Raises:
+        RequestError: The model's config, the dataset or a catalogue can't be read.
+    """
+    facts = gather(parameters, home / parameters.pvc, num_contexts)
+    return plan_with(facts, parameters, on_cluster=on_cluster)
+
+
+def plan_with(facts: PlanFacts, parameters: Parameters, *, on_cluster: bool) -> Plan:
+    """The plan that follows from the facts.
+
+    Raises:
+        RequestError: A catalogue can't be read.
+    """
+    try:
+        catalogue, prices = load_gpus(), load_prices()
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    return plan(
+        facts.shape,
+        facts.num_contexts,
+        parameters.model_dump(),
+        catalogue=catalogue,
+        prices=prices,
+        place=Place() if on_cluster else _this_machine(facts.free_gib),
+        num_train_contexts=facts.num_train_contexts,
+        estimated=facts.estimated,
+        correction=facts.corrections.get(parameters.trainer_gpu if on_cluster else "", 1.0),
+    )
+
+
+def gather(parameters: Parameters, volume: Path, num_contexts: int | None = None) -> PlanFacts:
+    """The facts of a request, from the volume; the model's config.json may be the hub's.
+
+    Raises:
         RequestError: The model's config or the dataset can't be read.
     """
-    volume = home / parameters.pvc
-    config = _model_config(parameters, volume)
-    counted = (
-        ContextCount(num_contexts=num_contexts, num_train_contexts=None, estimated=False)
-        if num_contexts is not None
-        else _count(parameters, volume)
+    folder, model_config = _model(parameters, volume)
+    values = configs.tokenize_config(
+        parameters.model_dump(), model=folder, tokenizer=parameters.tokenizer
     )
+    config = TokenizeConfig(**{**values, "volume": str(volume)})
     try:
-        return plan(
-            config,
-            counted.num_contexts,
-            parameters.model_dump(),
-            catalogue=load_gpus(),
-            prices=load_prices(),
-            place=Place() if on_cluster else _this_machine(volume),
-            num_train_contexts=counted.num_train_contexts,
-            estimated=counted.estimated,
-        )
+        return plan_facts.gather(config, model_config, num_contexts)
     except ValueError as error:
         raise RequestError(
             f"model can't be planned with (got {parameters.model!r}): {error}"
         ) from error
 
 
-def _count(parameters: Parameters, volume: Path) -> ContextCount:
-    config = configs.tokenize_config(
-        parameters.model_dump(), model=parameters.model, tokenizer=parameters.tokenizer
-    )
-    return count_contexts(TokenizeConfig(**{**config, "volume": str(volume), "run_name": ""}))
-
-
-def _model_config(parameters: Parameters, volume: Path) -> dict[str, Any]:
-    """The base model's config.json: of the volume, else of the hub."""
+def _model(parameters: Parameters, volume: Path) -> tuple[str, dict[str, Any]]:
+    """The base model's folder on the volume, and its config.json: from there, else the hub."""
     name = parameters.model
     repository, _, revision = name.partition("@")
-    places = (name, f"models/{repository}" + (f"@{revision}" if revision else ""))
-    for place in places:
+    fetched = f"models/{repository}" + (f"@{revision}" if revision else "")
+    for place in (name, fetched):
         path = path_on_volume(volume, "model", place) / "config.json"
         if path.is_file():
-            return _parsed(path.read_bytes(), name)
+            return place, _parsed(path.read_bytes(), name)
     hub = os.environ.get("HF_ENDPOINT", HUB)
     request = urllib.request.Request(f"{hub}/{repository}/resolve/{revision or 'main'}/config.json")
     if token := os.environ.get("HF_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
-            return _parsed(response.read(), name)
+            return fetched, _parsed(response.read(), name)
     except (urllib.error.URLError, ValueError, TimeoutError) as error:
         raise RequestError(
             f"model is not on the volume, and its config.json can't be had from the hub "
@@ -96,51 +110,13 @@ def _parsed(text: bytes, name: str) -> dict[str, Any]:
     return found
 
 
-def _this_machine(volume: Path) -> Place:
+def _this_machine(free_gib: float | None) -> Place:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Place(
-        on_cpu=True,
-        memory_gib=memory / GIB,
-        cores=os.cpu_count() or 1,
-        free_gib=shutil.disk_usage(volume).free / GIB if volume.is_dir() else None,
-    )
+    return Place(on_cpu=True, memory_gib=memory / GIB, cores=os.cpu_count() or 1, free_gib=free_gib)
 
 
 def as_table(made: Plan) -> str:
-    """The plan for people."""
-    about = "estimated" if made.estimated else "exact"
-    per_step = made.batch_size * made.gradients * made.processes
-    setting = [
-        f"batch_size {made.batch_size}, gradients {made.gradients}, processes {made.processes}",
-        f"zero_stage {made.zero_stage}, {'offload' if made.offload else 'no offload'}",
-    ]
-    if made.checkpointed_layers:
-        setting.append(f"{made.checkpointed_layers} of {made.layers} layers computed again")
-    lines = [
-        ("contexts", f"{made.num_contexts:,} ({about}), {made.num_train_contexts:,} to train on"),
-        ("steps", f"{made.steps:,} of {per_step} contexts, {made.tokens:,} tokens"),
-        ("model", f"{made.parameters / 1e6:,.1f} M weights, {made.precision}"),
-        ("setting", ", ".join(setting)),
-        (
-            "memory of the host",
-            f"{made.host_memory_gib:.1f} of {made.host_memory_limit_gib:.1f} GiB: "
-            + _parts(made.host_memory_parts_gib),
-        ),
-        ("disk", f"{made.disk_gib:.2f} GiB, {made.checkpoint_gib:.2f} for a checkpoint"),
-        (
-            "time",
-            f"{made.seconds_per_step:.1f} s a step, {format_seconds(made.hours * 3600)} in all",
-        ),
-    ]
-    if made.gpu:
-        figures = f"{made.gpu_memory_gib:.1f} of {made.gpu_memory_limit_gib:.1f} GiB: "
-        lines.append((f"memory of {made.gpu}", figures + _parts(made.gpu_memory_parts_gib)))
-    if made.dollars:
-        lines.append(("cost", f"${made.dollars:,.2f} at ${made.dollars_per_hour:.2f} an hour"))
-    width = max(len(name) for name, _ in lines)
-    shown = [f"{name:<{width}}  {text}" for name, text in lines]
-    return "\n".join([*shown, *(f"refused: {problem}" for problem in made.problems)])
-
-
-def _parts(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items() if gib)
+    """The plan as aligned text."""
+    rows = made.rows()
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

@@ -17,6 +17,7 @@ from flows.parameters import (
     refuse_what_is_not_built,
     without_effect_here,
 )
+from flows.plan_request import gather, plan_with
 from flows.terminal import PlainWatcher, RichWatcher, watcher_for
 from infra.backend import StepSpec, work_key
 from infra.local_processes import LocalBackend
@@ -25,7 +26,7 @@ from tasks import configs
 from tasks.following import claimed, follow_step
 from tasks.wording import format_seconds
 from trainer.config import path_on_volume
-from trainer.errors import Interrupted, StepError
+from trainer.errors import Interrupted, RequestError, StepError
 
 SAMPLE_WIDTH = 160  # characters of a sample in the summary
 
@@ -73,6 +74,10 @@ def check_request(parameters: Parameters, home: Path) -> None:
     with claimed(backend, parameters.pvc, parameters.run_name):
         if not backend.running_steps(parameters.pvc, parameters.run_name):
             follow_step(backend, _spec(parameters, "fetch", {**config, "check_only": True}), [])
+    facts = gather(parameters, home / parameters.pvc)
+    problems = plan_with(facts, parameters, on_cluster=False).problems
+    if problems and not facts.admitted:
+        raise RequestError(*problems)
 
 
 def _spec(parameters: Parameters, step: str, config: dict[str, Any]) -> StepSpec:

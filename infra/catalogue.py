@@ -1,10 +1,11 @@
 """GPU classes and prices as data: what a plan knows of the machines it plans for.
 
 The data are `gpus.yaml` and `prices.yaml` beside this file; a user's files of the
-same form may replace either.
+same form replace them where $FINETUNE_GPUS or $FINETUNE_PRICES names one.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 _GPUS = Path(__file__).with_name("gpus.yaml")
 _PRICES = Path(__file__).with_name("prices.yaml")
+GPUS_VARIABLE, PRICES_VARIABLE = "FINETUNE_GPUS", "FINETUNE_PRICES"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +47,26 @@ class Prices:
         return gpu_dollars + self.core * cores + self.memory_gib * memory_gib
 
 
-def load_gpus(path: Path = _GPUS) -> dict[str, Gpu]:
-    """The GPU classes in `path`, by their label.
+def load_gpus(path: Path | None = None) -> dict[str, Gpu]:
+    """The GPU classes in `path`, by their label; None: those of the user's file, else ours.
 
     Raises:
-        ValueError: The file is not of the form of gpus.yaml; says where.
+        ValueError: The file is not there or not of the form of gpus.yaml; says where.
     """
+    path = path or Path(os.environ.get(GPUS_VARIABLE) or _GPUS)
     found = {}
     for name, entry in _mapping(path, _read(path)).items():
         found[str(name)] = Gpu(**_entry(Gpu, path, str(name), entry))
     return found
 
 
-def load_prices(path: Path = _PRICES) -> Prices:
-    """The prices in `path`.
+def load_prices(path: Path | None = None) -> Prices:
+    """The prices in `path`; None: those of the user's file, else ours.
 
     Raises:
-        ValueError: The file is not of the form of prices.yaml; says where.
+        ValueError: The file is not there or not of the form of prices.yaml; says where.
     """
+    path = path or Path(os.environ.get(PRICES_VARIABLE) or _PRICES)
     entry = _entry(Prices, path, "the file", _read(path))
     for name, price in _mapping(path, entry["gpus"]).items():
         _number(path, f"gpus: {name}", price)
@@ -89,6 +93,11 @@ def find_gpu(catalogue: Mapping[str, Gpu], name: str) -> Gpu:
 def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"{path} can't be read ({error.strerror}). {GPUS_VARIABLE} and {PRICES_VARIABLE} name "
+            "files like infra/gpus.yaml and infra/prices.yaml. Correct them, or unset them."
+        ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML ({error}). Correct it.") from error
 

@@ -41,6 +41,13 @@ class ProgressArtifact:
             update_progress_artifact(self._id, percent, description=text)
 
 
+def show_plan(run_name: str, rows: Sequence[Sequence[str]]) -> None:
+    """A table of what the run will do, need, take and cost."""
+    create_table_artifact(
+        _rows(("", "plan"), rows), key=f"{run_name}-plan", description=f"Plan of {run_name}"
+    )
+
+
 def show_tokens(run_name: str, result: Mapping[str, Any]) -> None:
     """A table of what is in the store."""
     names = (

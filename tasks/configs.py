@@ -9,14 +9,16 @@ from trainer.config import STEP_CONFIGS, SamplingConfig, load_step_config
 
 # What does not define a step's work: a step under way is adopted whatever these are.
 NOT_DEFINING = frozenset(
-    "volume logs project_id wandb_key processes nodes no_resume attempt earlier_outcomes workers "
-    "paranoid checkpoints grace_seconds".split()
+    "volume logs project_id wandb_key processes nodes no_resume attempt earlier_outcomes plan "
+    "flow_began asked workers paranoid checkpoints grace_seconds".split()
 )
 
 
-def fetch_config(parameters: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+def fetch_config(
+    parameters: Mapping[str, Any], request: Mapping[str, Any], *, for_plan: bool = False
+) -> dict[str, Any]:
     """Config of the fetch step; `request` is what defines the run."""
-    return _config("fetch", parameters, request=dict(request))
+    return _config("fetch", parameters, request=dict(request), for_plan=for_plan)
 
 
 def tokenize_config(parameters: Mapping[str, Any], *, model: str, tokenizer: str) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def finetune_config(
     grace_seconds: float = 120.0,
     attempt: str,
     earlier_outcomes: list[dict[str, Any]],
+    plan: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Config of the finetune step, for the store that tokenize made."""
     return _config(
@@ -51,6 +54,7 @@ def finetune_config(
         request={**request, "tokens": tokens},
         attempt=attempt,
         earlier_outcomes=earlier_outcomes,
+        plan=dict(plan or {}),
     )
 
 

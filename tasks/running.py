@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
@@ -36,6 +37,8 @@ class Run:
     grace_seconds: float = 120.0  # from SIGTERM to the kill
     watcher: Watcher | None = None
     outcomes: list[Outcome] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)  # as it was made before anything began
+    began: float = field(default_factory=lambda: psutil.Process().create_time())  # of us: Unix time
 
     @property
     def run_name(self) -> str:

@@ -5,6 +5,7 @@ itself, which can see the volume, decides that, so no record of Prefect's can be
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.outcome import Outcome
 
 
 def _run(run: Run, step: str, config: Mapping[str, Any]) -> Outcome:
+    config = {**config, "flow_began": run.began, "asked": time.time()}
     spec = step_spec(run.parameters, step, config, attempt=run.attempt, nodes=run.nodes)
     if spec.secrets and not run.backend.detaches:  # there are no Kubernetes Secrets here
         spec = dataclasses.replace(spec, environment=tracking_key(run.parameters["wandb_key"]))
@@ -36,7 +38,8 @@ def ended(outcome: Outcome) -> Any:
 @task(name="fetch", task_run_name="fetch {run.parameters[model]}", cache_policy=NO_CACHE)
 def fetch(run: Run) -> Outcome:
     """Check the request against the volume, and bring the base model there."""
-    config = configs.fetch_config(run.parameters, run.request)
+    # Who follows a step on a cluster has no volume to plan from.
+    config = configs.fetch_config(run.parameters, run.request, for_plan=run.backend.detaches)
     return ended(_run(run, "fetch", config))
 
 
@@ -66,6 +69,7 @@ def train(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
         grace_seconds=run.grace_seconds,
         attempt=run.attempt,
         earlier_outcomes=[dataclasses.asdict(outcome) for outcome in run.outcomes],
+        plan=run.plan,
     )
     return ended(_run(run, "finetune", config))
 

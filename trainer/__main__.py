@@ -17,7 +17,9 @@ from types import FrameType
 
 from trainer.config import STEP_CONFIGS, StepConfig, load_step_config
 from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, Signalled, StepError
+from trainer.journal import begin
 from trainer.outcome import Outcome, write_termination_message
+from trainer.report.page import write_page
 from trainer.run_folder import RunFolder
 from trainer.steps import STEP_MODULES, StepResult
 from trainer.training.nodes import node_rank
@@ -80,6 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
         refused = Outcome(step=args.step, status="refused", message=str(error))
         write_termination_message(refused)
         return error.exit_code
+    journal = None
+    if config.run_name and args.step != "serve":
+        run_folder = RunFolder(config.volume, config.run_name)
+        journal = begin(
+            run_folder, args.step, flow_began=config.flow_began, asked=config.asked
+        )
     outcome, exit_code = _run(args.step, config)
     # A second signal must not cut the outcome off.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -88,6 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(outcome.message, file=sys.stderr if exit_code else sys.stdout, flush=True)
     if config.run_name and node_rank() == 0:
         RunFolder(config.volume, config.run_name).record_outcome(outcome)
+    if journal is not None:
+        journal.close(outcome.status)
+        if outcome.status == "done" and run_folder.record() is not None:
+            write_page(run_folder)
     write_termination_message(outcome)
     return exit_code
 

@@ -90,6 +90,10 @@ class StepConfig:
     """Folder where the volume is mounted; every other path is relative to it."""
     run_name: str = ""
     """The run this step belongs to; empty for a step on its own."""
+    flow_began: PositiveOrZero = 0.0
+    """When the orchestrator began that asks for the step: Unix time; 0: not known."""
+    asked: PositiveOrZero = 0.0
+    """When it asked."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -115,6 +119,8 @@ class FetchConfig(StepConfig):
     no_resume: bool = False
     check_only: bool = False
     """Say what would be refused, and touch nothing: no probe of the volume, no download."""
+    for_plan: bool = False
+    """Read what a plan is made from as well, for who has no volume."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -238,6 +244,8 @@ class FinetuneConfig(StepConfig):
     """Who asks (a flow run's id): one asker's `no_resume` starts over only once."""
     earlier_outcomes: list[dict[str, Any]] = field(default_factory=list)
     """Outcomes of the steps before this one, which first makes the run's folder."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """What was planned before anything began, for run.json."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

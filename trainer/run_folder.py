@@ -2,6 +2,7 @@
 
     {run_name}/run.json             the request that defines the run, versions, digests
     {run_name}/outcomes/{step}.json what each step ended with
+    {run_name}/times/               where the time went, see trainer/journal.py
     {run_name}/replaced/{time}/     what `no_resume=true` put aside
 
 A run is admitted by its finetune step, when the request was checked and the tokens
@@ -32,6 +33,7 @@ class RunFolder:
         self.outcomes = self.root / "outcomes"
         self.final = self.root / "final"
         self.report = self.root / "evaluation.json"
+        self.times = self.root / "times"
 
     def record(self) -> dict[str, Any] | None:
         """What run.json holds, or None where the run was never admitted."""

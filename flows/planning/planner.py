@@ -1,4 +1,4 @@
-"""From a model's config.json, a number of contexts and parameters to a plan."""
+"""From a model's dimensions, a number of contexts and parameters to a plan."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from trainer.model_shape import ModelShape
 
 
 def plan(
-    model_config: Mapping[str, Any],
+    shape: ModelShape,
     num_contexts: int,
     parameters: Mapping[str, Any],
     *,
@@ -29,7 +29,7 @@ def plan(
     """Plan a run.
 
     Args:
-        model_config: The base model's config.json.
+        shape: The base model's dimensions.
         num_contexts: Contexts of the dataset, the held-out ones with them.
         parameters: The flow's parameters, all of them; topics (`checkpoints`, `budget`) may lack.
         catalogue: GPU classes by name.
@@ -38,11 +38,8 @@ def plan(
         num_train_contexts: Those not held out, where a store says so; None: by `train_ratio`.
         estimated: Whether `num_contexts` is an estimate.
         correction: Measured over planned seconds of earlier runs of this kind.
-    Raises:
-        ValueError: The model's config.json says too little to plan with.
     """
     place = place or Place()
-    shape = ModelShape.from_config(model_config)
     problems = gates.context_problems(shape, parameters)
     gpu, gpu_problems = _gpu(parameters, catalogue, place)
     problems += gpu_problems
@@ -175,6 +172,7 @@ def _plan(
         hours=hours,
         dollars_per_hour=per_hour,
         dollars=dollars,
+        correction=correction,
         estimated=estimated,
         problems=problems
         + gates.work_problems(work, machine)

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.wording import format_seconds
+
 DIGITS = 4  # after the point, in the JSON
 
 
@@ -48,6 +50,8 @@ class Plan:
     dollars_per_hour: float | None
     """None: the GPU has no price."""
     dollars: float | None
+    correction: float
+    """What earlier runs on the volume measured over what was planned; part of the times above."""
     estimated: bool
     """Whether the number of contexts is an estimate."""
     problems: list[str] = field(default_factory=list)
@@ -56,6 +60,55 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, floats rounded."""
         return _rounded(dataclasses.asdict(self))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan for people: names and what is said of them."""
+        about = "estimated" if self.estimated else "exact"
+        per_step = self.batch_size * self.gradients * self.processes
+        rows = [
+            (
+                "contexts",
+                f"{self.num_contexts:,} ({about}), {self.num_train_contexts:,} to train on",
+            ),
+            ("steps", f"{self.steps:,} of {per_step} contexts, {self.tokens:,} tokens"),
+            ("model", f"{self.parameters / 1e6:,.1f} M weights, {self.precision}"),
+            ("setting", self._setting()),
+            (
+                "memory of the host",
+                f"{self.host_memory_gib:.1f} of {self.host_memory_limit_gib:.1f} GiB: "
+                + _parts(self.host_memory_parts_gib),
+            ),
+            ("disk", f"{self.disk_gib:.2f} GiB, {self.checkpoint_gib:.2f} for a checkpoint"),
+            ("time", self._time()),
+        ]
+        if self.gpu:
+            figures = f"{self.gpu_memory_gib:.1f} of {self.gpu_memory_limit_gib:.1f} GiB: "
+            rows.append((f"memory of {self.gpu}", figures + _parts(self.gpu_memory_parts_gib)))
+        if self.dollars:
+            rows.append(("cost", f"${self.dollars:,.2f} at ${self.dollars_per_hour:.2f} an hour"))
+        return rows + [("refused", problem) for problem in self.problems]
+
+    def _setting(self) -> str:
+        parts = [
+            f"batch_size {self.batch_size}, gradients {self.gradients}, processes {self.processes}",
+            f"zero_stage {self.zero_stage}, {'offload' if self.offload else 'no offload'}",
+        ]
+        if self.checkpointed_layers:
+            parts.append(f"{self.checkpointed_layers} of {self.layers} layers computed again")
+        return ", ".join(parts)
+
+    def _time(self) -> str:
+        in_all = format_seconds(self.hours * 3600)
+        measured = (
+            ""
+            if self.correction == 1
+            else f"; {self.correction:.2f} times the formulas' time, as earlier runs measured"
+        )
+        return f"{self.seconds_per_step:.2f} s a step, {in_all} in all{measured}"
+
+
+def _parts(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items() if gib)
 
 
 def _rounded(value: Any) -> Any:

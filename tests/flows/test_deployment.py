@@ -88,6 +88,13 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     rows = json.loads(by_key["deployed-result"]["data"])
     named = {row["step"]: row["result"] for row in rows}
     assert named["finetuned_loss"] < named["base_loss"]
+    plan = {row[""]: row["plan"] for row in json.loads(by_key["deployed-plan"]["data"])}
+    recorded = json.loads((home / PVC / "deployed/run.json").read_text())["plan"]
+    metrics = (home / PVC / "deployed/metrics.jsonl").read_text().splitlines()
+    steps = max(json.loads(line)["step"] for line in metrics)
+    assert recorded["steps"] == pytest.approx(steps, rel=0.1)
+    assert plan["steps"].startswith(f"{recorded['steps']:,} of 4 contexts")
+    assert "(estimated)" in plan["contexts"]
     tokens = {row[""]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
     assert tokens["files"] == 40
     logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
@@ -96,7 +103,14 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     run_deployment(environment, "--watch", run_name="deployed", epochs=2)
     again = latest_run(api_url, "deployed")
     assert again["id"] != run["id"]
-    assert set(task_states(api_url, again["id"]).values()) == {"Cached"}
+    artifacts = api(api_url, "artifacts/filter", flow_runs={"id": {"any_": [again["id"]]}})
+    (data,) = (a["data"] for a in artifacts if a["key"] == "deployed-plan")
+    plan = {row[""]: row["plan"] for row in json.loads(data)}
+    assert "(exact)" in plan["contexts"]
+    assert plan["steps"].startswith(f"{steps:,} of 4 contexts")
+    states = task_states(api_url, again["id"])
+    assert states.pop("plan") == "Completed"
+    assert set(states.values()) == {"Cached"}
     (store,) = (home / PVC / "tokens").glob("dataset-*")
     (store / "tokens.bin").write_bytes((store / "tokens.bin").read_bytes()[:-2])
     run_deployment(environment, "--watch", run_name="deployed", epochs=2)

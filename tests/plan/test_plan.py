@@ -14,6 +14,7 @@ from trainer.memory_model import REFERENCE
 from trainer.model_shape import ModelShape
 
 DEFAULTS = Parameters(run_name="run").model_dump()
+GPT_J = ModelShape.from_config(GPT_J_6B)
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
@@ -25,7 +26,7 @@ def planned(
     **parameters: Any,
 ) -> Plan:
     return plan(
-        config,
+        ModelShape.from_config(config),
         contexts,
         DEFAULTS | parameters,
         catalogue=load_gpus(),
@@ -130,9 +131,7 @@ def test_steps_are_those_of_the_training_plan(
 
 def test_split_of_a_store_goes_before_the_ratio() -> None:
     catalogue, prices = load_gpus(), load_prices()
-    made = plan(
-        GPT_J_6B, 1000, DEFAULTS, catalogue=catalogue, prices=prices, num_train_contexts=870
-    )
+    made = plan(GPT_J, 1000, DEFAULTS, catalogue=catalogue, prices=prices, num_train_contexts=870)
     assert made.num_train_contexts == 870
     assert planned(contexts=1000).num_train_contexts == 900
 
@@ -159,7 +158,7 @@ def test_gpu_without_bf16_is_planned_in_fp16() -> None:
 def test_class_without_a_price_is_planned_without_money() -> None:
     prices = load_prices()
     unpriced = type(prices)(core=prices.core, memory_gib=prices.memory_gib, gpus={})
-    made = plan(GPT_J_6B, 1000, DEFAULTS, catalogue=load_gpus(), prices=unpriced)
+    made = plan(GPT_J, 1000, DEFAULTS, catalogue=load_gpus(), prices=unpriced)
     assert (made.dollars_per_hour, made.dollars) == (None, None)
     assert made.hours > 0
 

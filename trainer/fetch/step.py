@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from trainer.config import FetchConfig, is_url, path_on_volume
+from trainer.config import FetchConfig, TokenizeConfig, is_url, path_on_volume
 from trainer.errors import RequestError
 from trainer.fetch.dataset import check_dataset
 from trainer.fetch.hub import fetch_from_hub, fetched_before, parse_hub_id
@@ -15,6 +17,7 @@ from trainer.fetch.model_folder import ModelFacts, read_model
 from trainer.fetch.place import check_earlier_run, check_run_name, check_volume
 from trainer.fetch.tensorized import check_tensorized
 from trainer.fetch.tokenizer_folder import count_token_ids
+from trainer.plan_facts import gather
 from trainer.steps import StepResult
 
 
@@ -55,7 +58,10 @@ def run(config: FetchConfig) -> StepResult:
         return StepResult(message="the request can be run")
     # A download takes long: it is begun only when nothing else is wrong.
     downloaded = [_download(config, parameter, folders) for parameter in _asked(config)]
-    return _result(config, _check_model(config, folders), folders, any(downloaded))
+    result = _result(config, _check_model(config, folders), folders, any(downloaded))
+    if config.for_plan:
+        result.result["plan_facts"] = _plan_facts(config, folders)
+    return result
 
 
 def _asked(config: FetchConfig) -> list[str]:
@@ -178,6 +184,21 @@ def _limits(config: FetchConfig, facts: ModelFacts, ids: int | None, tokenizer: 
             "Take the model's own tokenizer. Only tokens added to that one get new embeddings."
         )
     return problems
+
+
+def _plan_facts(config: FetchConfig, folders: Folders) -> dict[str, Any]:
+    """What a plan of the request is made from."""
+    model_config = json.loads((folders["model"] / "config.json").read_text(encoding="utf-8"))
+    names = [f.name for f in dataclasses.fields(TokenizeConfig) if f.name in config.request]  # type: ignore[arg-type]
+    asked: dict[str, Any] = {name: config.request[name] for name in names}
+    places = {name: str(folder.relative_to(config.volume)) for name, folder in folders.items()}
+    asked |= {**places, "volume": config.volume, "run_name": config.run_name}
+    try:
+        return gather(TokenizeConfig(**asked), model_config).to_dict()
+    except ValueError as error:
+        raise RequestError(
+            f"model can't be planned with (got {config.model!r}): {error}"
+        ) from error
 
 
 def _result(

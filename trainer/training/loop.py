@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import events
+from trainer import events, journal
 from trainer.errors import Interrupted
 from trainer.generation import sample
 from trainer.tokens.store import TokenStore
@@ -73,8 +73,12 @@ class Loop:
         Raises:
             Interrupted: A signal came; everything up to here is saved.
         """
+        written = journal.current()
+        if written is not None:
+            written.went_on_from(self.progress.step)
         try:
-            self._run()
+            with journal.phase("compute"):
+                self._run()
         finally:
             for tracker in self.trackers:
                 tracker.close()
@@ -100,7 +104,8 @@ class Loop:
                 self._save()
             self._stop_or_go_on()
         self._save()
-        self.saver.wait()
+        with journal.phase("checkpoint stall"):
+            self.saver.wait()
 
     def _train(self, step: int, share: list[Batch], began: float) -> None:
         """Do one optimizer step, 0 to steps - 1."""
@@ -256,6 +261,8 @@ class Loop:
             self.progress.records = self.records.synced_sizes()
         with self.measures.pace.timing("checkpoint"):
             self.saver.save(self.progress.step, {**about, **asdict(self.progress)})
+        if (written := journal.current()) is not None:
+            written.saved(self.progress.step)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._warn_of_slow_saves()
 
@@ -280,7 +287,8 @@ class Loop:
             return
         if self.progress.step:
             self._save()
-        self.saver.wait()
+        with journal.phase("checkpoint stall"):
+            self.saver.wait()
         raise Interrupted(
             f"stopped by {self.stop.reason or 'another process'} after step "
             f"{self.progress.step} of {self.plan.steps}"

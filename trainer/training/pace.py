@@ -7,7 +7,16 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from trainer import journal
+
 GIB = 2**30
+# What the kinds of work are called where a run's time is added up.
+PHASES = {
+    "data": "data wait",
+    "checkpoint": "checkpoint stall",
+    "validation": "evaluation",
+    "samples": "evaluation",
+}
 
 
 class Pace:
@@ -23,7 +32,8 @@ class Pace:
     def timing(self, kind: str) -> Iterator[None]:
         """Count the block as one piece of work of a kind."""
         began = time.monotonic()
-        yield
+        with journal.phase(PHASES[kind]):
+            yield
         self.add(kind, time.monotonic() - began)
 
     def add(self, kind: str, seconds: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer import journal
 from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
 from trainer.generation import read_prompts
@@ -39,12 +40,15 @@ def train(job: Job, rank: int = 0, world: int = 1) -> dict[str, Any]:
     Returns:
         Of the first process: loss, eval_loss, tokens, seconds, tokens_per_second of the run.
     """
+    if rank == 0:
+        journal.go_on()
     if not job.is_trained:
         _train(job, rank, world)
     if rank or job.until:
         return {}  # the first process seals the last checkpoint, and goes on from it
     figures = _figures(job)
-    write_final(job, figures)
+    with journal.phase("final model"):
+        write_final(job, figures)
     return figures
 
 

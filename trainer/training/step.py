@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoints, events
+from trainer import checkpoints, events, journal
 from trainer.checkpoints.folder import clear_parts
 from trainer.config import FinetuneConfig, path_on_volume
 from trainer.errors import RequestError
@@ -22,7 +22,7 @@ from trainer.training.records import cut_back
 from trainer.training.sizing import Sizing, size_up
 
 # Of the config: who asked, and what run.json says elsewhere.
-_NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes")
+_NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes", "plan")
 
 
 def run(config: FinetuneConfig) -> StepResult:
@@ -54,7 +54,11 @@ def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> tuple[Job, int | 
     )
     if config.batch_size < 0 and run_folder.record() is None:
         say(sizing.reason)
-    made_from = {**_made_from(config, store), "sizing": dataclasses.asdict(sizing)}
+    made_from = {
+        **_made_from(config, store),
+        "sizing": dataclasses.asdict(sizing),
+        "plan": config.plan,
+    }
     run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
     _say_of_new_tokens(config, store)
     return _job(config, run_folder, store)
@@ -66,7 +70,8 @@ def _train(job: Job, resumed_from: int | None, group: Group | None) -> StepResul
     if not job.is_trained and job.processes > 1:
         from trainer.training.launch import train_in_processes
 
-        figures = train_in_processes(job, job.config.processes, group)
+        with journal.handed_over():
+            figures = train_in_processes(job, job.config.processes, group)
     elif group is None or group.first:
         from trainer.training.process import train
 

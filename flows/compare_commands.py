@@ -1,0 +1,82 @@
+"""Commands that compare runs and make new ones out of them: diff, reproduce, fork."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from flows import overview
+from flows.options import home_option, pvc_option
+from trainer.errors import EXIT_FAILED
+from trainer.run_folder import RunFolder
+
+
+@click.command()
+@click.argument("one")
+@click.argument("other")
+@home_option
+@pvc_option
+def diff(one: str, other: str, home: Path, pvc: str) -> None:
+    """Say what differs between two runs: parameters, data by file, versions, losses."""
+    from flows.comparing import compare
+
+    click.echo(compare(*(overview.known_run(home, pvc, name) for name in (one, other))))
+
+
+@click.command()
+@click.argument("run")
+@click.option("--as", "name", help="Name of the new run.  [default: RUN-again]")
+@home_option
+@pvc_option
+def reproduce(run: str, name: str | None, home: Path, pvc: str) -> None:
+    """Make a run again from what it recorded, and compare the models bit for bit.
+
+    What is known to be in the way is said first. Exit code 1 when the weights differ.
+    """
+    from flows import again
+    from flows.running import run_flow
+
+    known = overview.known_run(home, pvc, run)
+    for missing in again.what_is_missing(known, home, pvc):
+        print(f"may differ: {missing}", file=sys.stderr)
+    asked = again.recorded_parameters(known, pvc, name or f"{run}-again")
+    run_flow(asked, home, on_cluster=False)
+    same, sentence = again.reproduced(known, RunFolder(home / pvc, asked.run_name))
+    click.echo(sentence)
+    if not same:
+        sys.exit(EXIT_FAILED)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--step", type=int, help="Checkpoint to begin from.  [default: the newest]")
+@click.option("--as", "name", required=True, help="Name of the new run.")
+@click.option(
+    "-p", "--param", "assignments", multiple=True, metavar="NAME=VALUE", help="What is to change."
+)
+@home_option
+@pvc_option
+def fork(
+    run: str, step: int | None, name: str, assignments: tuple[str, ...], home: Path, pvc: str
+) -> None:
+    """Go on from a checkpoint of a run as a new run, with other parameters.
+
+    \b
+    Tokens and base model are shared, and the checkpoint takes no space of its own:
+        finetune fork RUN --step 500 --as slower -p learn_rate=1e-5
+    """
+    from flows import again
+    from flows.running import check_request, run_flow
+
+    known = overview.known_run(home, pvc, run)
+    changed = dict(assignment.partition("=")[::2] for assignment in assignments)
+    again.refuse_what_cannot_fork(changed)
+    asked = again.recorded_parameters(known, pvc, name, **changed)
+    if RunFolder(home / pvc, name).record() is None:
+        check_request(asked, home)
+        begun = again.fork(home, pvc, run, step, asked)
+        print(f"{name} goes on from step {begun} of {run}", file=sys.stderr)
+    run_flow(asked, home, on_cluster=False)
+
+
+COMMANDS = [diff, reproduce, fork]

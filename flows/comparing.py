@@ -1,0 +1,119 @@
+"""`finetune diff A B`: what two runs were asked, made from, and came to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoints import read_manifest
+from trainer.report.facts import evaluation, read_lines
+from trainer.run_folder import RunFolder
+
+MOST_FILES = 20  # named one by one
+
+
+def compare(one: RunFolder, other: RunFolder) -> str:
+    """What differs, by kind, as text; says so where nothing does."""
+    records = [run.record() or {} for run in (one, other)]
+    kinds = {
+        "parameters": _differing(*(record.get("request", {}) for record in records)),
+        "data": data_differences(*(_sources(run) for run in (one, other))),
+        "versions": _differing(*(record.get("versions", {}) for record in records)),
+        "made from": _differing(*(_digests(record) for record in records)),
+        "losses": _losses(one, other),
+    }
+    lines = [f"{one.root.name} against {other.root.name}"]
+    for kind, found in kinds.items():
+        lines += ["", f"{kind}:", *(f"  {line}" for line in found or ["the same"])]
+    return "\n".join(lines)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    names = [*one, *(name for name in other if name not in one)]
+    return [
+        f"{name}: {one.get(name, 'not set')!r} | {other.get(name, 'not set')!r}"
+        for name in names
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("model", "tokens_digest", "tokenizer_digest", "sizing")
+    return {name: record[name] for name in names if name in record}
+
+
+def _sources(run: RunFolder) -> dict[str, tuple[int, str]] | None:
+    """Bytes and digest of each source file, by path; None where the tokens are gone."""
+    tokens = (run.record() or {}).get("tokens", "")
+    path = run.root.parent / tokens / "manifest.json"
+    if not tokens or not path.is_file():
+        return None
+    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    return {source["path"]: (source["bytes"], source.get("sha256", "")) for source in sources}
+
+
+def data_differences(
+    one: Mapping[str, tuple[int, str]] | None, other: Mapping[str, tuple[int, str]] | None
+) -> list[str]:
+    """One line a file that only one has, or that differs in content."""
+    if one is None or other is None:
+        return ["not known: the tokens of one of them were pruned"]
+    lines = [f"{path}: only in the first" for path in one if path not in other]
+    lines += [f"{path}: only in the second" for path in other if path not in one]
+    lines += [
+        f"{path}: {size:,} bytes | {other[path][0]:,} bytes, other content"
+        for path, (size, digest) in one.items()
+        if path in other and (size, digest) != other[path]
+    ]
+    more = len(lines) - MOST_FILES
+    return lines if more <= 0 else [*lines[:MOST_FILES], f"and {more} more files"]
+
+
+def _losses(one: RunFolder, other: RunFolder) -> list[str]:
+    reports = [evaluation(run) for run in (one, other)]
+    lines = [
+        f"{title}: {_shown(reports[0].get(name))} | {_shown(reports[1].get(name))}"
+        for title, name in (("held-out loss before", "base_loss"), ("held-out loss after", "loss"))
+        if reports[0].get(name) != reports[1].get(name)
+    ]
+    step = first_difference(one, other)
+    return lines if step is None else [*lines, f"training differs from step {step} on"]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def first_difference(one: RunFolder, other: RunFolder) -> int | None:
+    """The first step whose loss is another one, or that only one run did."""
+    curves = [
+        {m["step"]: m["loss"] for m in read_lines(run.metrics) if "loss" in m}
+        for run in (one, other)
+    ]
+    steps = sorted({*curves[0], *curves[1]})
+    return next((s for s in steps if curves[0].get(s) != curves[1].get(s)), None)
+
+
+def same_model(one: RunFolder, other: RunFolder) -> bool:
+    """Whether the final weights are the same bytes."""
+    files = [read_manifest(run.final).files for run in (one, other)]
+    weights = [
+        {name: record for name, record in found.items() if name.endswith(".safetensors")}
+        for found in files
+    ]
+    return bool(weights[0]) and weights[0] == weights[1]
+
+
+def dataset_changes(one: RunFolder, folder: Path) -> list[str]:
+    """Source files of the run that its dataset's folder lacks, or has in other sizes."""
+    sources = _sources(one)
+    if sources is None or not folder.is_dir():
+        return []
+    found = []
+    for path, (size, _) in sources.items():
+        file = folder / path
+        if not file.is_file():
+            found.append(f"{path} is gone")
+        elif file.stat().st_size != size:
+            found.append(f"{path} had {size:,} bytes, has {file.stat().st_size:,}")
+    return found

@@ -1,0 +1,80 @@
+"""Plans of what is on a volume: the user's own catalogue, and what earlier runs measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.parameters import Parameters
+from flows.plan_request import plan_request
+from flows.planning import Plan
+from tests.plan.models import GPT_2
+from trainer.errors import RequestError
+from trainer.plan_facts import step_seconds
+
+ASKED = {"model": "models/gpt2", "context": 512, "batch_size": 1}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    model = tmp_path / "finetune-data/models/gpt2"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(GPT_2))
+    return tmp_path
+
+
+def planned(home: Path, on_cluster: bool = False, **parameters: Any) -> Plan:
+    asked = Parameters(run_name="run", **ASKED, **parameters)
+    return plan_request(asked, home, num_contexts=1000, on_cluster=on_cluster)
+
+
+def leave_a_run(home: Path, name: str, plan: Plan, seconds_per_step: float) -> None:
+    folder = home / "finetune-data" / name
+    folder.mkdir()
+    record = {"created": name, "request": {}, "plan": plan.to_dict()}
+    (folder / "run.json").write_text(json.dumps(record))
+    # Validation stands between steps 2 and 3; a line may be half written.
+    times = [(1, 1.0), (2, 2.0), (3, 50.0), (4, 51.0), (5, 52.0)]
+    lines = [
+        json.dumps({"step": s, "loss": 1.0, "seconds": t * seconds_per_step}) for s, t in times
+    ]
+    lines.insert(2, json.dumps({"step": 2, "eval_loss": 1.0}))
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 6, "lo']))
+
+
+def test_what_earlier_runs_measured_corrects_the_time_once(home: Path) -> None:
+    first = planned(home)
+    leave_a_run(home, "one", first, 3 * first.seconds_per_step)
+    second = planned(home)
+    assert second.correction == pytest.approx(3, rel=1e-3)
+    assert second.seconds_per_step == pytest.approx(3 * first.seconds_per_step, rel=1e-3)
+    assert "3.00 times" in dict(second.rows())["time"]
+    leave_a_run(home, "two", second, second.seconds_per_step)
+    assert planned(home).correction == pytest.approx(3, rel=1e-3)
+    assert planned(home, on_cluster=True).correction == 1
+
+
+def test_a_step_takes_what_most_took(home: Path) -> None:
+    leave_a_run(home, "one", planned(home), 2.0)
+    assert step_seconds(home / "finetune-data/one/metrics.jsonl") == 2.0
+    assert step_seconds(home / "finetune-data/none/metrics.jsonl") is None
+
+
+def test_a_users_files_replace_gpus_and_prices(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = (
+        "LAB_CARD: {memory_gib: 24, peak_tflops: 100, bandwidth_gbs: 800, host_gbs: 20, "
+        "peer_gbs: 20, bf16: true, most_per_node: 2}"
+    )
+    (tmp_path / "gpus.yaml").write_text(gpus)
+    (tmp_path / "prices.yaml").write_text("{core: 0, memory_gib: 0, gpus: {LAB_CARD: 3}}")
+    monkeypatch.setenv("FINETUNE_GPUS", str(tmp_path / "gpus.yaml"))
+    monkeypatch.setenv("FINETUNE_PRICES", str(tmp_path / "prices.yaml"))
+    made = planned(home, on_cluster=True, trainer_gpu="LAB_CARD")
+    assert (made.gpu, made.dollars_per_hour, made.problems) == ("LAB_CARD", 3, [])
+    assert "Known are LAB_CARD" in planned(home, on_cluster=True).problems[0]
+    monkeypatch.setenv("FINETUNE_GPUS", str(tmp_path / "none.yaml"))
+    with pytest.raises(RequestError, match=r"none.yaml can't be read .*FINETUNE_GPUS"):
+        planned(home, on_cluster=True)

@@ -1,0 +1,76 @@
+"""A run's time by what it was spent on: it adds up, and lost work is found."""
+
+from typing import Any
+
+import pytest
+
+from trainer.report.times import LOST, Span, add_up, kept
+
+
+def attempt(from_step: int, status: str, parts: dict[str, float], *saves: Any) -> dict[str, Any]:
+    """An attempt at training; each of `saves` is a step and the seconds computed until then."""
+    kept_saves = [
+        {"step": step, "at": 0.0, "parts": {"load": 10.0, "compute": computed}}
+        for step, computed in saves
+    ]
+    return {"from_step": from_step, "status": status, "parts": parts, "saves": kept_saves}
+
+
+SPENT = {"load": 10.0, "compute": 50.0, "data wait": 2.0}
+
+
+def test_overlaps_count_once_and_gaps_are_named() -> None:
+    steps = [
+        Span(100, 110, {"fetch": 10.0}),
+        Span(120, 220, {"load": 20.0, "compute": 80.0}),
+        Span(300, 330, {"evaluation": 30.0}),
+    ]
+    queues = [Span(112, 120, {})]
+    flows = [Span(90, 110, {}), Span(90, 225, {}), Span(295, 331, {})]
+    assert add_up(steps, queues, flows) == pytest.approx(
+        {
+            "orchestration": 10 + 2 + 5 + 5 + 1,
+            "queue and image": 8,
+            "fetch": 10,
+            "load": 20,
+            "compute": 80,
+            "evaluation": 30,
+            "stopped": 70,
+        }
+    )
+
+
+def test_steps_that_overlap_share_the_time_there_is() -> None:
+    steps = [Span(0, 10, {"load": 10.0}), Span(5, 15, {"load": 2.0, "compute": 8.0})]
+    assert add_up(steps, [], []) == pytest.approx({"load": 10 + 1, "compute": 4})
+
+
+def test_nothing_recorded_is_no_time() -> None:
+    assert add_up([], [], []) == {}
+
+
+def test_what_a_killed_attempt_did_after_its_last_checkpoint_is_lost() -> None:
+    killed = attempt(0, "running", SPENT, (20, 20.0), (40, 30.0))
+    again = attempt(40, "done", SPENT, (60, 20.0))
+    assert kept([killed, again]) == [{"load": 10.0, "compute": 30.0, LOST: 22.0}, SPENT]
+
+
+def test_going_further_back_loses_what_earlier_attempts_did() -> None:
+    first = attempt(0, "interrupted", SPENT, (20, 20.0), (40, 50.0))
+    second = attempt(40, "running", SPENT, (60, 20.0))
+    third = attempt(20, "done", SPENT, (60, 20.0))
+    assert kept([first, second, third]) == [
+        {"load": 10.0, "compute": 20.0, LOST: 32.0},
+        {"load": 10.0, LOST: 52.0},
+        SPENT,
+    ]
+
+
+def test_an_attempt_that_saved_before_it_ended_loses_nothing() -> None:
+    stopped = attempt(0, "interrupted", SPENT, (20, 50.0))
+    assert kept([stopped, attempt(20, "running", SPENT)]) == [SPENT, SPENT]
+
+
+def test_an_attempt_killed_before_its_first_checkpoint_loses_all_but_loading() -> None:
+    killed = attempt(0, "running", SPENT)
+    assert kept([killed, attempt(0, "done", SPENT)])[0] == {"load": 10.0, LOST: 52.0}

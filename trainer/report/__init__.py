@@ -1,0 +1,1 @@
+"""One page about a run: curves, samples, data, plan against fact, time. Loads nothing heavy."""

@@ -1,0 +1,113 @@
+"""What a report shows, read from the run's folder: plain data for the page."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.plan_facts import step_seconds
+from trainer.report.times import STOPPED, ledger
+from trainer.run_folder import RunFolder
+
+# What happens while the trainer's machine is held, and paid for.
+ON_THE_TRAINER = (
+    *("load", "compute", "data wait", "checkpoint stall", "evaluation", "final model"),
+    "lost work",
+)
+MOST_FILES = 40
+STEPS = ("fetch", "tokenize", "finetune", "evaluate", "deploy")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file; its last line may be half written, or the file not there."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        yield json.loads(line)
+
+
+def times(run: RunFolder, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The ledger of the run's time, with each part's share, and dollars where there is a price."""
+    parts = ledger(run)
+    whole = sum(parts.values())
+    price = plan.get("dollars_per_hour") or 0.0
+    return [
+        {
+            "name": name,
+            "seconds": seconds,
+            "share": seconds / whole if whole else 0.0,
+            "dollars": price * seconds / 3600 if name in ON_THE_TRAINER else 0.0,
+        }
+        for name, seconds in parts.items()
+    ]
+
+
+def plan_against_fact(run: RunFolder, record: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Names, what was planned and what was measured, of what can be compared."""
+    plan = record.get("plan") or {}
+    if not plan:
+        return []
+    steps = [line for line in read_lines(run.metrics) if "loss" in line]
+    parts = ledger(run)
+    busy = sum(seconds for name, seconds in parts.items() if name != STOPPED)
+    held = sum(parts.get(name, 0.0) for name in ON_THE_TRAINER) / 3600
+    price = plan["dollars_per_hour"]
+    gpu = [line["gpu_memory_gib"] for line in steps if "gpu_memory_gib" in line]
+    host = [line["host_memory_gib"] for line in steps if "host_memory_gib" in line]
+    tokens = _manifest(run, record)
+    return [
+        ("contexts", plan["num_contexts"], tokens.get("num_contexts")),
+        ("contexts to train on", plan["num_train_contexts"], tokens.get("num_train_contexts")),
+        ("steps", plan["steps"], steps[-1]["step"] if steps else None),
+        ("contexts in a micro-batch", plan["batch_size"], _batch_size(record)),
+        ("seconds a step", plan["seconds_per_step"], step_seconds(run.metrics)),
+        ("hours", plan["hours"], busy / 3600 if busy else None),
+        ("GPU memory, GiB", plan["gpu_memory_gib"] or None, max(gpu, default=None)),
+        ("host memory, GiB", plan["host_memory_gib"], max(host, default=None)),
+        ("dollars", plan["dollars"] or None, price * held if price else None),
+    ]
+
+
+def _batch_size(record: Mapping[str, Any]) -> int | None:
+    asked = record.get("request", {}).get("batch_size", -1)
+    return asked if asked > 0 else record.get("sizing", {}).get("batch_size")
+
+
+def _manifest(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the run's tokens; empty where the store is gone."""
+    path = run.root.parent / str(record.get("tokens", "")) / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def data(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the tokens came from, as the store's manifest has it."""
+    manifest = _manifest(run, record)
+    sources = manifest.get("sources", [])
+    columns = ["path", "bytes", "documents", "encoded", "contexts", "dropped"]
+    return {
+        "store": record.get("tokens", ""),
+        "totals": {
+            name.removeprefix("num_"): manifest[name]
+            for name in "num_contexts num_train_contexts num_tokens num_padding".split()
+            if name in manifest
+        }
+        | manifest.get("totals", {}),
+        "columns": columns,
+        "files": [[source.get(name, "") for name in columns] for source in sources[:MOST_FILES]],
+        "more_files": max(0, len(sources) - MOST_FILES),
+    }
+
+
+def samples(run: RunFolder) -> dict[str, list[tuple[int, str]]]:
+    """What the model wrote after each prompt, by checkpoint."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for line in read_lines(run.samples):
+        found.setdefault(line["prompt"], []).append((line["step"], line["texts"][0]))
+    return found
+
+
+def evaluation(run: RunFolder) -> dict[str, Any]:
+    """The evaluate step's report; empty before there is one."""
+    if not run.report.exists():
+        return {}
+    return json.loads(run.report.read_text(encoding="utf-8"))
