@@ -1,6 +1,7 @@
 """A namespace as infra/cluster makes it takes every object of ours, and refuses worse ones."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from infra import manifests
 from infra.backend import PlaceError
 from infra.manifests_settings import ClusterSettings
 from tests.kubernetes.conftest import CLAIM, backend_with, cluster_of_stand_ins, follow, spec
+from tests.kubernetes.job_history import jobs_seen
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR, WORKER
 from tests.kubernetes.test_double_and_recordings import ask
 from tests.kubernetes_double.cluster import Cluster
@@ -31,6 +33,30 @@ def test_a_step_runs_under_the_shipped_rights_alone(guarded: Cluster, tmp_path: 
     end, lines = follow(backend_with(tmp_path), spec())
     assert end.outcome["status"] == "done"
     assert lines == ["last line of start 1"]
+
+
+def test_a_step_on_two_nodes_with_every_setting_is_taken(guarded: Cluster, tmp_path: Path) -> None:
+    for secret in ("hub", "object-store"):
+        guarded.create("secrets", {"metadata": {"name": secret}, "data": {}})
+    backend = backend_with(
+        tmp_path,
+        service_account="finetune-step",
+        image_pull_secrets=["registry"],
+        secrets=["hub", "object-store"],
+        environment={"LOG_LEVEL": "debug"},
+        node_selector={"disk": "fast"},
+        tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        priority_class="training",
+        device_resources={"rdma/ib": 1},
+        deadline_seconds=3600,
+    )
+    wide = dataclasses.replace(spec().resources, nodes=2)
+    end, _ = follow(backend, dataclasses.replace(spec(), resources=wide))
+    assert end.outcome["status"] == "done"
+    [job] = jobs_seen(guarded.history())
+    assert job.num_pods == 2
+    [service] = guarded.do(lambda: guarded.store.list("services"))
+    assert service["metadata"]["ownerReferences"][0]["uid"] == job.uid
 
 
 @pytest.mark.parametrize(
