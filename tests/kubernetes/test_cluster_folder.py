@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -91,6 +92,35 @@ def test_a_permission_that_is_taken_away_is_missed(
     cluster.faults.allowed = lambda request: request.verb != "create"
     with pytest.raises(PlaceError, match=r"infra/cluster/rbac\.yaml"):
         backend.submit(spec())
+
+
+ASKED_OF_PREFECT = """
+from prefect.server.concurrency.lease_storage import get_concurrency_lease_storage
+from prefect.settings import get_current_settings
+from prefect_kubernetes.settings import KubernetesSettings
+print(get_concurrency_lease_storage().storage_path)
+print(get_current_settings().server.analytics_enabled)
+print(get_current_settings().api.url)
+print(*KubernetesSettings().observer.namespaces)
+"""
+
+
+def test_the_variables_of_server_and_worker_are_settings_that_prefect_knows(tmp_path: Path) -> None:
+    """A misspelt one would be ignored in silence."""
+    environment = {"PATH": os.environ["PATH"]}
+    for made in (m for m in MANIFESTS if m["kind"] == "Deployment"):
+        for variable in made["spec"]["template"]["spec"]["containers"][0]["env"]:
+            environment[variable["name"]] = variable.get("value", "research")
+    environment["PREFECT_HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED_OF_PREFECT], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        f"{tmp_path}/concurrency_leases",
+        "False",
+        "http://prefect-server:4200/api",
+        "research",
+    ], done.stderr
 
 
 # --- the work pool ----------------------------------------------------------------------
