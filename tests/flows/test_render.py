@@ -11,6 +11,7 @@ import yaml
 
 from flows.parameters import Parameters
 from flows.render import UNKNOWN_STORE, render_request
+from infra.backend import work_key
 from tasks import configs
 from tasks.specs import step_spec
 from trainer.config import load_parameters
@@ -59,8 +60,11 @@ def test_a_job_is_the_one_that_the_flow_would_make(tmp_path: Path) -> None:
         earlier_outcomes=[{"step": "fetch", "status": "done"}],
     )
     spec = step_spec(parameters.model_dump(), "finetune", config, attempt="flow-run-1")
-    [_, _, job, _] = rendered(tmp_path, model="org/own", trainer_gpus=2)
-    assert job["metadata"]["annotations"]["finetune-pipeline/key"] == spec.key
+    fetch = configs.fetch_config(parameters.model_dump(), parameters.request, for_plan=True)
+    keys = [work_key(fetch, without=configs.NOT_DEFINING), spec.key]
+    [fetching, _, training, _] = rendered(tmp_path, model="org/own", trainer_gpus=2)
+    key = "finetune-pipeline/key"
+    assert [job["metadata"]["annotations"][key] for job in (fetching, training)] == keys
 
 
 def test_several_nodes_and_the_settings_of_the_cluster(
