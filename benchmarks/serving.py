@@ -29,7 +29,7 @@ import httpx
 import psutil
 import torch
 
-from infra import local_service
+from infra import local_service, service_client
 from infra.local_service import Service
 from tests.serving import tiny_models
 
@@ -111,7 +111,7 @@ def latencies(service: Service, clients: int) -> tuple[float, float]:
         begin = time.perf_counter()
         times = []
         settings = {"max_tokens": NEW_TOKENS, "temperature": 0, "logprobs": 0}
-        for _ in local_service.stream(service, PROMPT, **settings):
+        for _ in service_client.stream(service, PROMPT, **settings):
             times.append(time.perf_counter())
         firsts.append(times[0] - begin)
         gaps.extend(b - a for a, b in itertools.pairwise(times))
@@ -155,7 +155,7 @@ def start_up(volume: Path, folder: Path) -> tuple[float, float, list[float]]:
     """Seconds from launch to the first answer, and of imports, weights and one pass apart."""
     begin = time.perf_counter()
     service = local_service.start(volume, "again", "bench/final")
-    local_service.ask(service, PROMPT, max_tokens=1)
+    service_client.ask(service, PROMPT, max_tokens=1)
     seconds = time.perf_counter() - begin
     local_service.stop(volume, "again")
     begin = time.perf_counter()

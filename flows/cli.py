@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from flows import compare_commands, overview, owner_commands, stores
+from flows import compare_commands, overview, owner_commands, serving_commands, stores
 from flows.cluster_stop import stop_on_cluster
 from flows.options import home_option, pvc_option, read_parameters, takes_parameters
 from flows.parameters import Parameters
@@ -232,20 +232,6 @@ def verify(run_name: str, home: Path, pvc: str, resume: bool) -> None:
 
 @cli.command()
 @click.argument("run_name")
-@click.argument("prompt")
-@click.option("--max-tokens", default=100, show_default=True, help="Most tokens to generate.")
-@home_option
-@pvc_option
-def ask(run_name: str, prompt: str, max_tokens: int, home: Path, pvc: str) -> None:
-    """Ask the service that a run left; the answer appears as it is made."""
-    click.echo(prompt, nl=False)
-    for piece in overview.ask_run(home, pvc, run_name, prompt, max_tokens):
-        click.echo(piece, nl=False)
-    click.echo()
-
-
-@cli.command()
-@click.argument("run_name")
 @home_option
 @pvc_option
 @click.option(
@@ -265,7 +251,8 @@ def stop(run_name: str, home: Path, pvc: str, backend: str, namespace: str) -> N
     click.echo(f"stopped: {', '.join(stopped)}" if stopped else f"{run_name}: nothing was running")
 
 
-for command in (*compare_commands.COMMANDS, *owner_commands.COMMANDS):
+_MORE = (*compare_commands.COMMANDS, *owner_commands.COMMANDS, *serving_commands.COMMANDS)
+for command in _MORE:
     cli.add_command(command)
 
 

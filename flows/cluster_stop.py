@@ -9,7 +9,7 @@ from trainer.errors import RequestError, StepError
 
 
 def stop_on_cluster(pvc: str, run_name: str, namespace: str = "") -> list[str]:
-    """Delete the run's Jobs that have not ended, letting their steps save; the steps' names.
+    """Delete the run's Jobs, letting their steps save, and its service; what was stopped.
 
     Args:
         namespace: Empty: that of FINETUNE_CLUSTER, else the kubeconfig's.
@@ -20,7 +20,10 @@ def stop_on_cluster(pvc: str, run_name: str, namespace: str = "") -> list[str]:
     os.environ[BACKEND_VARIABLE] = "kubernetes"
     try:
         settings = settings_from_environment({"namespace": namespace} if namespace else None)
-        return backend_from_environment("", settings).stop(pvc, run_name)
+        backend = backend_from_environment("", settings)
+        stopped = backend.stop(pvc, run_name)  # type: ignore[attr-defined]
+        served = backend.serving("").remove(run_name)  # type: ignore[attr-defined]
+        return [*stopped, "service"] if served else stopped
     except ContactError as error:
         raise StepError(str(error)) from error
     except (PlaceError, ValueError) as error:

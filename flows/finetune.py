@@ -17,6 +17,7 @@ from infra.place import backend_from_environment
 from tasks.artifacts import show_result
 from tasks.deployment import deploy
 from tasks.following import claimed
+from tasks.local_deployment import stays
 from tasks.running import Run, current_watcher
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
@@ -34,7 +35,7 @@ def finetune(**given: Any) -> dict[str, Any]:
     parameters = load_parameters(Parameters, given)
     settings = cluster_settings(parameters)
     backend = backend_from_environment(parameters.logs, settings)
-    refuse_what_is_not_built(parameters, on_cluster=backend.detaches)
+    refuse_what_is_not_built(parameters)
     run = Run(
         parameters=parameters.model_dump(),
         request=parameters.request,
@@ -54,7 +55,8 @@ def finetune(**given: Any) -> dict[str, Any]:
             tokenized = tokenize(run, fetched)
             train(run, fetched, tokenized)
             evaluate(run, fetched, tokenized)
-        if not backend.detaches:
+        # On a cluster a server costs a GPU: none is started only to show that it can be.
+        if stays(run.parameters) or not backend.detaches:
             deploy(run)
         if isinstance(backend, LocalBackend):
             folder = RunFolder(backend.volume(parameters.pvc), run.run_name)

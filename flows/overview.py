@@ -1,7 +1,7 @@
 """What is on a volume: runs, how far they are, what they made. Reads, and stops; loads no torch."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,25 +173,6 @@ def verify_run(home: Path, pvc: str, run_name: str, say: Callable[[str], Any]) -
     if not folders:
         say(f"{run_name} has no checkpoint yet")
     return good
-
-
-def ask_run(home: Path, pvc: str, run_name: str, prompt: str, max_tokens: int) -> Iterator[str]:
-    """The answer of the run's service, piece by piece.
-
-    Raises:
-        RequestError: Nothing is served, or the service refused the question.
-    """
-    known_run(home, pvc, run_name)
-    service = local_service.running(home / pvc, run_name)
-    if service is None:
-        raise RequestError(
-            f"{run_name} is not served. Serve it: "
-            f"finetune run -p run_name={run_name} -p inference_only=true"
-        )
-    try:
-        yield from local_service.stream(service, prompt, max_tokens=max_tokens)
-    except local_service.ServiceError as error:
-        raise RequestError(str(error)) from error
 
 
 def stop_run(home: Path, pvc: str, run_name: str) -> list[str]:

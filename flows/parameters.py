@@ -29,6 +29,7 @@ from trainer.config import (
     RunName,
     SecretName,
     Seed,
+    ServingConfig,
     Share,
     VolumeName,
     VolumePath,
@@ -50,6 +51,7 @@ def _from_object_or_text(topic: Any) -> BeforeValidator:
 
 
 Checkpoints = Annotated[CheckpointsConfig, _from_object_or_text(CheckpointsConfig)]
+Serving = Annotated[ServingConfig, _from_object_or_text(ServingConfig)]
 Lora = Annotated[LoraConfig | None, _from_object_or_text(LoraConfig)]
 
 
@@ -200,6 +202,8 @@ class Parameters(BaseModel):
     """Secret with Weights & Biases' key: a Kubernetes Secret; here a variable or Prefect block."""
     cluster: Cluster = {}
     """Where and how Jobs run, over FINETUNE_CLUSTER: nodes=1, namespace, queue, secrets, ..."""
+    serving: Serving = ServingConfig()
+    """How it is served: max_regression=0, kind='', min_replicas=0, max_replicas=1, gpus=1, ..."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -221,7 +225,6 @@ NOT_DEFINING = frozenset(
 
 # Set to anything but its default, each of these is refused until its feature is there.
 NOT_BUILT: tuple[str, ...] = ()
-NOT_BUILT_ON_CLUSTERS = ("run_inference", "inference_only", "inference_gpu")
 # Where steps are processes of this machine, these choose nothing.
 OF_CLUSTERS = (
     "region trainer_gpu trainer_cores trainer_ram inference_gpu finetuner_image finetuner_tag "
@@ -229,14 +232,11 @@ OF_CLUSTERS = (
 ).split()
 
 
-def refuse_what_is_not_built(parameters: Parameters, *, on_cluster: bool = False) -> None:
+def refuse_what_is_not_built(parameters: Parameters) -> None:
     """Raise RequestError for parameters that would have to be ignored."""
-    names = (*NOT_BUILT, *(NOT_BUILT_ON_CLUSTERS if on_cluster else ()))
-    where = " on Kubernetes" if on_cluster else ""
     problems = [
-        f"{name} is not supported yet{where} (got {getattr(parameters, name)!r}). "
-        "Leave it at its default."
-        for name in names
+        f"{name} is not supported yet (got {getattr(parameters, name)!r}). Leave it at its default."
+        for name in NOT_BUILT
         if getattr(parameters, name) != Parameters.model_fields[name].default
     ]
     if problems:

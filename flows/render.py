@@ -32,7 +32,7 @@ def render_request(
     Raises:
         RequestError: A parameter has no effect on a cluster yet, or FINETUNE_CLUSTER is wrong.
     """
-    refuse_what_is_not_built(parameters, on_cluster=True)
+    refuse_what_is_not_built(parameters)
     settings = cluster_settings(parameters)
     texts, before = [], ""
     for spec in _specs(parameters, settings, home / parameters.pvc, tokens):

@@ -44,7 +44,7 @@ def run_flow(parameters: Parameters, home: Path, *, on_cluster: bool) -> None:
     """Run the flow and print what it made."""
     clock = time.monotonic()
     if on_cluster:
-        refuse_what_is_not_built(parameters, on_cluster=True)
+        refuse_what_is_not_built(parameters)
         cluster_settings(parameters)
     else:
         check_request(parameters, home)

@@ -65,6 +65,12 @@ def evaluate_config(parameters: Mapping[str, Any], *, model: str, tokens: str) -
     )
 
 
+def deploy_config(parameters: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+    """Config of the deploy step, on a cluster."""
+    values = {name: value for name, value in parameters.items() if name != "serving"}
+    return _config("deploy", values, **known)
+
+
 def _sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """How text is generated; in the tokenize step `sampling` is a percentage of contexts."""
     names = [field.name for field in dataclasses.fields(SamplingConfig)]  # type: ignore[arg-type]

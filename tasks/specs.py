@@ -19,7 +19,7 @@ def step_spec(
     nodes: int = 1,
 ) -> StepSpec:
     """The step as a piece of work, named by what its config says of it."""
-    light = step in ("fetch", "tokenize")
+    light = step in ("fetch", "tokenize", "deploy")
     return StepSpec(
         step=step,
         run_name=parameters["run_name"],

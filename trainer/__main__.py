@@ -33,8 +33,15 @@ def _parser() -> argparse.ArgumentParser:
         "143 stopped by SIGTERM after saving, else it failed.",
     )
     parser.add_argument("step", choices=STEP_CONFIGS, help="which step to run")
-    parser.add_argument("config", type=Path, metavar="CONFIG.json", help="the step's configuration")
+    parser.add_argument(
+        "config", metavar="CONFIG.json", help="the step's configuration: a file, or its JSON text"
+    )
     return parser
+
+
+def _config_text(given: str) -> str:
+    """The configuration; a server's arrives as text, as it may not mount a file of its own."""
+    return given if given.startswith("{") else Path(given).read_text(encoding="utf-8")
 
 
 def _stop_on_signal(signum: int, frame: FrameType | None) -> None:
@@ -76,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop_on_signal)
     signal.signal(signal.SIGINT, _stop_on_signal)
     try:
-        config = load_step_config(args.step, args.config.read_text(encoding="utf-8"))
+        config = load_step_config(args.step, _config_text(args.config))
     except RequestError as error:
         print(error, file=sys.stderr)
         refused = Outcome(step=args.step, status="refused", message=str(error))

@@ -46,6 +46,7 @@ Order = Literal[
     "shuffle",
     "none",
 ]
+ServingEngine = Literal["builtin", "vllm"]
 
 
 def _not_zero(value: int) -> int:
@@ -193,6 +194,38 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ServingConfig:
+    """How the finetuned model is served."""
+
+    max_regression: PositiveOrZero = 0.0
+    """How much worse than the revision that serves now its validation loss may be."""
+    engine: ServingEngine = "builtin"
+    """What answers: our own engine, or vLLM, which needs a GPU and an image that has it."""
+    tensorizer_uri: str = ""
+    """Read the weights from this tensorizer file: a URL, or a file in `final/`."""
+    kind: Literal["", "kserve", "deployment"] = ""
+    """On Kubernetes; '' is KServe's InferenceService where the cluster has it."""
+    min_replicas: CountOrZero = 0
+    """Servers that stay when nobody asks."""
+    max_replicas: Count = 1
+    """Servers that may run at a time."""
+    retention_minutes: Count = 20
+    """Minutes that the last server stays after the last request, where min_replicas is 0."""
+    gpus: CountOrZero = 1
+    """GPUs of a server; 0: it runs on the CPU."""
+    cores: Count = 4
+    """CPU cores that a server is sure of."""
+    max_cores: Count = 12
+    """CPU cores that it may use."""
+    memory_gib: Count = 8
+    """Memory that a server is sure of."""
+    max_memory_gib: Count = 60
+    """Memory that it may use."""
+    ready_minutes: Positive = 30.0
+    """Minutes until a new server must be ready, pulling its image included."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FinetuneConfig(StepConfig):
     """Train the base model on a store, from the newest good checkpoint on."""
 
@@ -271,12 +304,19 @@ class ServeConfig(StepConfig):
     """The model's folder on the volume, for instance `{run_name}/final`."""
     name: NonEmpty = "final"
     """The model's name in URLs."""
+    model_digest: str = ""
+    """Serve no other model than the one of this digest; empty: whatever is there."""
     host: NonEmpty = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 0
     """0: a free one, written to `ready_file`."""
+    port_variable: str = ""
+    """Environment variable that goes before `port` where it is set: PORT, under Knative."""
     ready_file: str = ""
     """Written (JSON: url, pid, port) once the model has answered."""
     trust_remote_code: bool = False
+    engine: ServingEngine = "builtin"
+    tensorizer_uri: str = ""
+    """Weights from this tensorizer file, a URL or in the model's folder; '': its safetensors."""
     max_total_tokens: CountOrZero = 0
     """Most tokens of prompt and answer together; 0: what the model can take."""
     max_batch: Count = 32
@@ -287,12 +327,33 @@ class ServeConfig(StepConfig):
     """Longest time from a request's arrival to the end of its answer."""
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeployConfig(StepConfig):
+    """Find what is to be served, or check the server of it and record that it takes over."""
+
+    run: NonEmpty
+    """The run that is served; `run_name` may be empty, so that finding leaves no outcome."""
+    url: str = ""
+    """The server to check; empty: only find the model."""
+    name: NonEmpty = "final"
+    """The model's name in URLs."""
+    rollback: bool = False
+    """The model that served before the one that serves now, instead of the run's newest."""
+    serving_loss: float | None = None
+    """Validation loss of the revision that serves now; None: there is none."""
+    max_regression: PositiveOrZero = 0.0
+    """How much worse than that the new one may be."""
+    serving: dict[str, Any] = field(default_factory=dict)
+    """What the server was made from, for the record."""
+
+
 STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "fetch": FetchConfig,
     "tokenize": TokenizeConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "serve": ServeConfig,
+    "deploy": DeployConfig,
 }
 
 # --- loading ----------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class RunFolder:
         self.outcomes = self.root / "outcomes"
         self.final = self.root / "final"
         self.report = self.root / "evaluation.json"
+        self.services = self.root / "services.jsonl"
         self.times = self.root / "times"
 
     def record(self) -> dict[str, Any] | None:
@@ -113,9 +114,9 @@ class RunFolder:
         kept = self.root / "replaced" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         kept.mkdir(parents=True)
         # run.json goes last: until then the run is still the old one, and this is done again.
-        names = sorted(
-            p.name for p in self.root.iterdir() if p.name not in ("replaced", "run.json")
-        )
+        # What serves goes on serving, and its record with it.
+        staying = ("replaced", "run.json", self.services.name, "service.json")
+        names = sorted(p.name for p in self.root.iterdir() if p.name not in staying)
         for name in [*names, "run.json"]:
             (self.root / name).rename(kept / name)
         sync_folder(self.root)

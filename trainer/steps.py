@@ -12,6 +12,7 @@ STEP_MODULES = {
     "finetune": "trainer.training.step",
     "evaluate": "trainer.evaluation",
     "serve": "trainer.serving.step",
+    "deploy": "trainer.serving.deploy",
 }
 
 

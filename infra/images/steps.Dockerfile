@@ -31,6 +31,7 @@ RUN pip install --no-cache-dir --constraint requirements.lock \
     safetensors \
     starlette \
     tensorboard \
+    tensorizer \
     tokenizers \
     torch \
     transformers \

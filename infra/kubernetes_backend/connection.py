@@ -155,12 +155,9 @@ class Connection:
 
     async def list_pods(self, job: Object) -> list[Object]:
         """The Job's pods, oldest first."""
-        selector = f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}"
-        listed = await self._ask(
-            "list pods",
-            lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector, **_RAW),
+        return await self.select_pods(
+            f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}"
         )
-        return sorted(listed["items"], key=lambda pod: pod["metadata"]["creationTimestamp"])
 
     async def list_events(self, uid: str) -> list[Object]:
         """Events about the object of that uid."""
@@ -172,6 +169,76 @@ class Connection:
             ),
         )
         return listed["items"]
+
+    async def apply(self, resource: str, path: str, body: Object, manager: str) -> Object:
+        """Bring an object to what `body` says, server-side, as the field manager `manager`.
+
+        Args:
+            resource: As RBAC says it, for errors: "services".
+            path: Of the object's collection, with {namespace}.
+        """
+        query = [("fieldManager", manager), ("force", "true"), ("fieldValidation", "Strict")]
+        name = f"{path}/{body['metadata']['name']}"
+        headers = {"Content-Type": "application/apply-patch+yaml"}
+        return await self._ask(
+            f"patch {resource}", lambda: self._call("PATCH", name, query, headers, body)
+        )
+
+    async def create(
+        self, resource: str, path: str, body: Object, *, dry_run: bool = False
+    ) -> Object:
+        """Make an object at the path of its collection, or with `dry_run` have it judged alone."""
+        query = [("fieldValidation", "Strict"), *([("dryRun", "All")] if dry_run else [])]
+        headers = {"Content-Type": "application/json"}
+        return await self._ask(
+            f"create {resource}", lambda: self._call("POST", path, query, headers, body)
+        )
+
+    async def read(self, resource: str, path: str) -> Object | None:
+        """What is at the path, with {namespace}, or None."""
+        return await self._ask_known(f"get {resource}", lambda: self._call("GET", path))
+
+    async def delete(self, resource: str, path: str) -> bool:
+        """Delete the object at the path, in the background; whether it was there."""
+        done = await self._ask_known(f"delete {resource}", lambda: self._call("DELETE", path))
+        return done is not None
+
+    async def select_pods(self, selector: str) -> list[Object]:
+        """Pods of a label selector, oldest first."""
+        listed = await self._ask(
+            "list pods",
+            lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector, **_RAW),
+        )
+        return sorted(listed["items"], key=lambda pod: pod["metadata"]["creationTimestamp"])
+
+    async def _ask_known(self, action: str, request: Callable[[], Awaitable[Any]]) -> Object | None:
+        try:
+            return await self._ask(action, request)
+        except RefusedError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]] | None = None,
+        headers: dict[str, str] | None = None,
+        body: Object | None = None,
+    ) -> aiohttp.ClientResponse:
+        """A request for kinds that the client has no class for, or no server-side apply."""
+        return await self._api.call_api(
+            path.replace("{namespace}", self.namespace),
+            method,
+            {},
+            query or [],
+            {"Accept": "application/json", **(headers or {})},
+            body,
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            **_RAW,
+        )
 
     @contextlib.asynccontextmanager
     async def log(

@@ -115,11 +115,12 @@ def why_waiting(job: Object, pods: list[Object], events: list[Object]) -> str:
     alive = [pod for pod in pods if not has_ended(pod)]
     if not alive:
         return _newest_warning(events, job["metadata"]["uid"])
-    reasons = (_why_pod_waits(pod, events) for pod in alive)
+    reasons = (why_pod_waits(pod, events) for pod in alive)
     return next((reason for reason in reasons if reason), "")
 
 
-def _why_pod_waits(pod: Object, events: list[Object]) -> str:
+def why_pod_waits(pod: Object, events: list[Object]) -> str:
+    """What keeps one pod from starting; empty: it has started, or nothing is known."""
     if has_started(pod):
         return ""
     for found in pod["status"].get("conditions") or []:

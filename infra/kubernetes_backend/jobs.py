@@ -19,6 +19,7 @@ from infra.kubernetes_backend import diagnosis, followers, removal
 from infra.kubernetes_backend.connection import PATIENCE_SECONDS, Connection, Object
 from infra.kubernetes_backend.interruptible import Outlet, run
 from infra.kubernetes_backend.refusals import RefusedError
+from infra.kubernetes_backend.serving import Serving
 from infra.kubernetes_backend.watching import LOOK_SECONDS, Followed, Seen, Watcher
 from infra.manifests_settings import ClusterSettings
 
@@ -108,6 +109,10 @@ class KubernetesBackend:
             return sorted(_step_of(job) for job in jobs)
 
         return self._run(stop)
+
+    def serving(self, kind: str) -> Serving:
+        """Services in the same namespace; `kind` as the parameter `serving` has it."""
+        return Serving(self._run, self.settings, kind=kind, look_seconds=self._look_seconds)
 
     # --- submit -------------------------------------------------------------------------
 

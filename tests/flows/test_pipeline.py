@@ -4,6 +4,7 @@ The tests go in the order of the file: later ones look at the run `whole` of the
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,12 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from infra import local_service
 from infra.local_processes import LocalBackend
 from tests.flows.small_volume import PVC, finetune
+from trainer.checkpoints import steps_there
+from trainer.report.times import ledger
+from trainer.run_folder import RunFolder
+from trainer.tokens.store import TokenStore
 
 # About 110 steps of a tiny model; LONG ones do not end within a test.
 LONG = 2000
@@ -134,16 +142,63 @@ def test_a_run_makes_a_better_model_that_loads_and_is_free_the_second_time(
     weights.write_bytes(good)
 
 
+def test_the_model_that_is_served_scores_held_out_text_as_the_evaluation_did(home: Path) -> None:
+    """Perplexity by OpenAI's own client, from the log-probabilities of echoed prompts."""
+    volume = home / PVC
+    report = json.loads((volume / "whole/evaluation.json").read_text())
+    request = json.loads((volume / "whole/run.json").read_text())
+    store = TokenStore.open(volume / request["tokens"])
+    held_out = range(store.manifest.num_train_contexts, store.manifest.num_contexts)
+    prompts = [store.contexts[i, : store.lengths[i]].tolist() for i in held_out]
+    scores: list[float] = []
+    with local_service.serving_for_a_while(volume, "whole/final") as endpoint:
+        http = httpx.Client(trust_env=False, timeout=200)
+        with openai.OpenAI(
+            base_url=f"{endpoint.url}/v1", api_key="none", http_client=http
+        ) as client:
+            done = client.completions.create(
+                model="final", prompt=prompts, max_tokens=0, echo=True, logprobs=0
+            )
+        for choice in done.choices:
+            assert choice.logprobs and choice.logprobs.token_logprobs
+            scores += choice.logprobs.token_logprobs[1:]
+    assert len(scores) == report["tokens"]
+    perplexity = math.exp(-sum(scores) / len(scores))
+    assert perplexity == pytest.approx(report["perplexity"], rel=1e-4)
+
+
+def test_a_checkpoint_is_asked_as_the_service_is_and_leaves_no_server(
+    home: Path, environment: dict[str, str]
+) -> None:
+    step = steps_there(home / PVC / "whole/checkpoints")[-1]
+    words = ("ask", "whole", "The sheriff", "--max-tokens", "5")
+    told = command(home, environment, *words, "--step", str(step))
+    assert told.startswith("The sheriff")
+    assert len(told.strip()) > len("The sheriff")
+    assert "is not served" in command(home, environment, *words, code=78)
+    told = command(home, environment, *words, "--step", "7", code=78)
+    assert "--step is no checkpoint of whole (got 7)" in told
+
+
 def test_killed_in_training_with_kill_9_it_ends_as_if_nothing_had_happened(
     home: Path, start: Any
 ) -> None:
+    began = time.time()
     first = start("broken")
     wait_for(home / PVC / "broken/checkpoints/step-*", first)
     os.killpg(pid_of(home, "broken"), signal.SIGKILL)
     first.kill()
     first.wait()
+    killed = time.time()
     _, err = ended(start("broken"))
+    took = time.time() - began
     assert "goes on from step" in err
+    parts = ledger(RunFolder(home / PVC, "broken"))
+    assert sum(parts.values()) == pytest.approx(took, rel=0.2)
+    assert 0 < parts["lost work"] < killed - began
+    assert parts["compute"] > 0 and parts["load"] > 0
+    page = (home / PVC / "broken/report.html").read_text()
+    assert "lost work" in page and "polyline" in page
     losses = [line["loss"] for line in metrics(home, "broken")]
     assert losses == [line["loss"] for line in metrics(home, "whole")]
     one, other = (

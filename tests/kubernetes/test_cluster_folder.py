@@ -19,6 +19,7 @@ from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfi
 from flows.parameters import Parameters
 from infra.backend import PlaceError, Resources
 from infra.kubernetes_backend.jobs import KubernetesBackend
+from infra.serving import ServingError, ServingSpec
 from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec
 from tests.kubernetes.shipped import FOLDER, LISTED, MANIFESTS
 from tests.kubernetes_double.admission import violations_of_restricted
@@ -82,6 +83,15 @@ def test_the_orchestrators_role_is_what_the_backend_asks_for_and_nothing_else(
     backend.submit(spec(until="never"))
     backend.stop(CLAIM, "run")
     assert not cluster.jobs()
+    served = ServingSpec(
+        run_name="run", volume=CLAIM, model="", model_digest="", revision=1, image="x", gpus=0
+    )
+    for kind in ("kserve", "deployment"):
+        place = backend.serving(kind)
+        with pytest.raises(ServingError):  # the stand-in is no server
+            place.start(served, None, print)
+        assert (place.serving(served) is None) == (kind == "deployment")
+        place.withdraw(served, None, print)
     asked = {(r.group, r.resource, r.verb) for r in cluster.faults.seen}
     assert asked == granted
 

@@ -10,6 +10,8 @@
     job_rules.py       failure policies, Pods of a template
     deletion.py        graces, propagation, finalizers
     kubelet.py         the scheduler and the node
+    serving.py         InferenceServices and Deployments, their servers and addresses
+    kserve_schema.py   KServe's own schema
     container.py       a container as a real local process
     pod_status.py      a Pod's status at each station
     faults.py          what goes wrong, by script

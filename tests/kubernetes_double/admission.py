@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 
+from tests.kubernetes_double import kserve_schema
 from tests.kubernetes_double.store import KINDS, Object
 
 VERSION = "1.36"
@@ -43,7 +44,7 @@ def _definitions() -> dict[str, Any]:
 def unknown_fields(kind: str, given: Object) -> list[str]:
     """Paths of the fields that the schema does not have: `spec.nosuchfield`."""
     group, name = KINDS[kind]
-    package = "batch" if group.startswith("batch") else "core"
+    package = group.rpartition("/")[0] or "core"
     return list(_unknown(f"io.k8s.api.{package}.v1.{name}", given, ""))
 
 
@@ -67,6 +68,10 @@ def _unknown(definition: str, value: Any, path: str) -> Any:
 def check_fields(kind: str, given: Object, *, strict: bool) -> None:
     """Raise 400 for unknown fields (if strict) and for values of a wrong type."""
     group, name = KINDS[kind]
+    if kind == "inferenceservices":
+        if wrong := kserve_schema.problems(given):
+            raise RefusedError(400, "BadRequest", "; ".join(wrong))
+        return
     unknown = unknown_fields(kind, given)
     cannot = f'{name} in version "{group.rpartition("/")[2]}" cannot be handled as a {name}: '
     if unknown and strict:

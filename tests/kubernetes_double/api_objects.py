@@ -147,6 +147,15 @@ def merged(before: Any, patch: Any) -> Any:
     return result
 
 
+def without(before: Object, after: Object) -> Object:
+    """A merge patch that removes what `before` had and `after` has not."""
+    patch: Object = {key: None for key in before if key not in after}
+    for key, value in before.items():
+        if isinstance(value, dict) and isinstance(after.get(key), dict):
+            patch[key] = without(value, after[key])
+    return {key: value for key, value in patch.items() if value is None or value}
+
+
 def container_state(pod: Object) -> Object:
     statuses = pod["status"].get("containerStatuses", [])
     return statuses[0]["state"] if statuses else {}

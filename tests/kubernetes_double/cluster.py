@@ -5,6 +5,7 @@ time; what touches objects goes through `do`, in the cluster's own event loop.
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +22,11 @@ from tests.kubernetes_double.job_controller import JobController
 from tests.kubernetes_double.kubelet import Kubelet, Node
 from tests.kubernetes_double.permissions import Permissions, token_of
 from tests.kubernetes_double.server import Server
+from tests.kubernetes_double.serving import ServingControllers
 from tests.kubernetes_double.store import Object, Store
 
 NAMESPACE = "default"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 
 class Cluster:
@@ -35,6 +37,7 @@ class Cluster:
         volumes: The folder of each PersistentVolumeClaim.
         backoff_seconds: Before the first Pod that replaces a failed one (real: 10).
         port: 0 takes a free one.
+        kserve: Whether KServe is installed.
         manifests: Applied to the namespace. With any, it is as strict as it can be: every field
             is validated, Pod Security is "restricted", and service accounts have these rights.
     """
@@ -46,6 +49,7 @@ class Cluster:
         *,
         backoff_seconds: float = 0.05,
         port: int = 0,
+        kserve: bool = True,
         manifests: Sequence[Object] = (),
     ) -> None:
         self.folder = folder
@@ -54,6 +58,7 @@ class Cluster:
         self.node = Node()
         self.store: Store
         self._backoff_seconds = backoff_seconds
+        self._kserve = kserve
         self._guarded = bool(manifests)
         self._permissions = Permissions(manifests)
         self.faults.permits = self._permissions.allow
@@ -173,7 +178,8 @@ class Cluster:
         self.kubelet = Kubelet(self.store, events, self.node, pods, self.volumes)
         for claim in self.volumes:
             self.store.create("persistentvolumeclaims", NAMESPACE, {"metadata": {"name": claim}})
-        app = Server(self.store, self.kubelet, self.faults, strict=self._guarded).app()
+        server = Server(self.store, self.kubelet, self.faults, strict=self._guarded)
+        app = server.app(kserve=self._kserve)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)
@@ -181,9 +187,16 @@ class Cluster:
         assert site._server is not None
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
         self._ready.set()
+        serving = asyncio.create_task(ServingControllers(self.store, self.kubelet, self.node).run())
         try:
-            await self._stop.wait()
+            await asyncio.wait(
+                {serving, asyncio.create_task(self._stop.wait())},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         finally:
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
             self.faults.cut_streams()
             await self.kubelet.stop()
             await runner.cleanup()

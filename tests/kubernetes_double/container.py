@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ class Container:
         volumes: Folder of each claim.
         entrypoint: Command in place of `python -m trainer`, for stand-ins.
         node_environment: Variables that every container on this node gets, over its own.
+        hosts: Addresses of the cluster's names.
     """
 
     def __init__(
@@ -40,12 +42,15 @@ class Container:
         volumes: Mapping[str, Path],
         entrypoint: list[str] | None = None,
         node_environment: Mapping[str, str] | None = None,
+        hosts: Mapping[str, str] | None = None,
     ) -> None:
         self.log = folder / "log"
         self.killed_for = ""  # "OOMKilled": what the terminated state gives as reason
         self._pod, self._folder, self._volumes = pod, folder, volumes
         self._entrypoint = entrypoint or [sys.executable, "-m", "trainer"]
         self._node_environment = node_environment or {}
+        self._hosts = hosts or {}
+        self.port: int | None = None  # where it is to listen, if its spec has a port
         self._termination = folder / "termination"
         self._process: asyncio.subprocess.Process | None = None
         self._last_stamp = 0
@@ -55,8 +60,10 @@ class Container:
         self.log.touch()
         spec = self._pod["spec"]["containers"][0]
         mounts = self._mounts(spec)
+        if spec.get("ports"):
+            self.port = _free_port()
         command = [*spec.get("command", []), *spec.get("args", [])]
-        command = [_rewritten(part, mounts) for part in command]
+        command = [self._rewritten(part, mounts) for part in command]
         if command[:3] == ["python", "-m", "trainer"]:
             command = [*self._entrypoint, *command[3:]]
         self._process = await asyncio.create_subprocess_exec(
@@ -134,7 +141,7 @@ class Container:
             volume = volumes[mount["name"]]
             if "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
-                mounts[mount["mountPath"]] = self._volumes[claim]
+                mounts[mount["mountPath"]] = self._volumes[claim] / mount.get("subPath", "")
             else:
                 mounts[mount["mountPath"]] = folder = self._folder / "volumes" / mount["name"]
                 folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +149,7 @@ class Container:
             for item in volumes[mount["name"]].get("downwardAPI", {}).get("items", []):
                 text = _field(self._pod, item["fieldRef"]["fieldPath"])
                 path = mounts[mount["mountPath"]] / item["path"]
-                path.write_text(_rewritten(text, mounts))
+                path.write_text(self._rewritten(text, mounts))
         return mounts
 
     def _environment(self, spec: Object, mounts: Mapping[str, Path]) -> dict[str, str]:
@@ -152,12 +159,23 @@ class Container:
             if "fieldRef" in source:
                 given[variable["name"]] = _field(self._pod, source["fieldRef"]["fieldPath"])
             elif "value" in variable:
-                given[variable["name"]] = _rewritten(variable["value"], mounts)
+                given[variable["name"]] = self._rewritten(variable["value"], mounts)
         here = {"PATH": os.environ["PATH"], TERMINATION_VARIABLE: str(self._termination)}
+        if self.port is not None:
+            here["PORT"] = str(self.port)  # as Knative does; every Pod is on this one machine
         return {**given, **here, **self._node_environment}
 
+    def _rewritten(self, text: str, mounts: Mapping[str, Path]) -> str:
+        return _rewritten(text, {**mounts, **self._hosts})
 
-def _rewritten(text: str, mounts: Mapping[str, Path]) -> str:
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _rewritten(text: str, mounts: Mapping[str, Path | str]) -> str:
     """`text` with each mount path replaced by its folder; the rest is left alone."""
     if not mounts:
         return text

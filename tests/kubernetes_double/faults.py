@@ -33,7 +33,7 @@ class Request:
     @classmethod
     def of(cls, request: web.Request) -> "Request":
         path, verb = request.path, VERBS[request.method]
-        group = "batch" if path.startswith("/apis/batch") else ""
+        group = path.split("/")[2] if path.startswith("/apis/") else ""
         if found := SUBRESOURCE.search(path):
             namespace = request.match_info.get("namespace", "")
             return cls(verb, f"{found[1]}/{found[2]}", group, namespace)
@@ -103,8 +103,20 @@ class Faults:
             if suits and refusal.times > 0:
                 refusal.times -= 1
                 raise RefusedError(refusal.code, refusal.reason, refusal.message)
-        if asked.resource and not (self.allowed(asked) and self.permits(token, asked)):
+        self._check_rights(token, asked)
+
+    def also(self, asked: Request, request: web.Request) -> None:
+        """What a request asks for besides: whoever applies what is not there creates it."""
+        self.seen.append(asked)
+        self._check_rights(request.headers.get("Authorization", "").removeprefix("Bearer "), asked)
+
+    def _check_rights(self, token: str, asked: Request) -> None:
+        if asked.resource and not self.allows(token, asked):
             raise forbidden(asked)
+
+    def allows(self, token: str, asked: Request) -> bool:
+        """Whether who has this token may do that."""
+        return self.allowed(asked) and self.permits(token, asked)
 
     def after(self, asked: Request) -> None:
         self.after_request(asked, len(self.seen))

@@ -34,6 +34,7 @@ class Node:
     mount_failure: str = ""  # the words with which no volume can be mounted
     entrypoint: list[str] | None = None  # in place of `python -m trainer`
     environment: dict[str, str] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)  # addresses of the cluster's names
     kubeconfigs: dict[str, Path] = field(default_factory=dict)  # of service accounts
 
 
@@ -145,7 +146,12 @@ class Kubelet:
         pod = self._set_status(pod, pod_status.waiting(pod, "ContainerCreating"))
         uid = pod["metadata"]["uid"]
         container = Container(
-            pod, self._folder / uid, self._volumes, self._node.entrypoint, self._environment(pod)
+            pod,
+            self._folder / uid,
+            self._volumes,
+            self._node.entrypoint,
+            self._environment(pod),
+            self._node.hosts,
         )
         await container.start()
         self.containers[uid] = container

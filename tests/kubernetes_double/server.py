@@ -5,6 +5,7 @@ Source of the paths and parameters: the Kubernetes API reference; of the bodies:
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -27,6 +28,7 @@ from tests.kubernetes_double.api_objects import (
     selector,
     shown,
     status_of,
+    without,
 )
 from tests.kubernetes_double.deletion import delete
 from tests.kubernetes_double.faults import Faults, Request
@@ -47,11 +49,13 @@ class Server:
     def __init__(self, store: Store, kubelet: Kubelet, faults: Faults, *, strict: bool) -> None:
         self._store, self._kubelet, self._faults = store, kubelet, faults
         self._strict = strict
+        self._applied: dict[tuple[str, str, str, str], Object] = {}
 
-    def app(self) -> web.Application:
+    def app(self, *, kserve: bool) -> web.Application:
         app = web.Application(middlewares=[self._answer], client_max_size=4 << 20)
         app.router.add_get("/version", self._version)
-        for root in ("/api/v1", "/apis/batch/v1"):
+        groups = ["/api/v1", "/apis/batch/v1", "/apis/apps/v1"]
+        for root in [*groups, *(["/apis/serving.kserve.io/v1beta1"] if kserve else [])]:
             app.router.add_get(root, self._resources)
             app.router.add_route("*", root + "/{kind}", self._collection)
             app.router.add_route("*", root + "/namespaces/{namespace}/{kind}", self._collection)
@@ -95,7 +99,7 @@ class Server:
         return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]})
 
     async def _resources(self, request: web.Request) -> web.Response:
-        group = "batch/v1" if "batch" in request.path else "v1"
+        group = request.path.removeprefix("/apis/").removeprefix("/api/")
         verbs = "create delete deletecollection get list patch update watch".split()
         listed = [
             {
@@ -147,6 +151,8 @@ class Server:
     async def _object(self, request: web.Request) -> web.Response:
         kind, namespace, name = kind_of(request), request.match_info["namespace"], name_of(request)
         found = self._store.get(kind, namespace, name)
+        if request.method == "PATCH" and "apply-patch" in request.content_type:
+            return web.json_response(self._apply(kind, found, await body_of(request), request))
         if found is None:
             raise missing(kind, name)
         if request.method == "DELETE":
@@ -185,6 +191,23 @@ class Server:
         changed = merged(found, given) if merge else {**given, "status": found.get("status", {})}
         admission.check_fields(kind, changed, strict=self._is_strict(request))
         admission.check_update(kind, found, changed)
+        return self._store.update(kind, changed)
+
+    def _apply(
+        self, kind: str, found: Object | None, given: Object, request: web.Request
+    ) -> Object:
+        """Server-side apply: what the manager had applied and leaves out now, goes."""
+        namespace, name = request.match_info["namespace"], name_of(request)
+        admission.check_fields(kind, given, strict=self._is_strict(request))
+        key = (kind, namespace, name, request.query["fieldManager"])
+        before, self._applied[key] = self._applied.get(key, {}), copy.deepcopy(given)
+        if found is None:
+            group = KINDS[kind][0].rpartition("/")[0]
+            self._faults.also(Request("create", kind, group, namespace, name), request)
+            return self._create(kind, namespace, given, request)
+        changed = merged(merged(found, without(before, given)), given)
+        if changed["spec"] != found["spec"]:
+            changed["metadata"]["generation"] = found["metadata"].get("generation", 0) + 1
         return self._store.update(kind, changed)
 
     def _is_strict(self, request: web.Request) -> bool:

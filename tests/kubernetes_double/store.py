@@ -25,6 +25,9 @@ KINDS = {
     "persistentvolumeclaims": ("v1", "PersistentVolumeClaim"),
     "serviceaccounts": ("v1", "ServiceAccount"),
     "namespaces": ("v1", "Namespace"),
+    "nodes": ("v1", "Node"),
+    "deployments": ("apps/v1", "Deployment"),
+    "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
 }
 HISTORY = 10_000
 SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' generated names
@@ -75,7 +78,7 @@ class Store:
             "uid": metadata.get("uid") or str(uuid.uuid4()),
             "creationTimestamp": now(),
         }
-        if kind in ("jobs", "pods"):
+        if kind in ("jobs", "pods", "deployments", "inferenceservices"):
             metadata["generation"] = 1
         made["apiVersion"], made["kind"] = KINDS[kind]
         key = (namespace, metadata["name"])

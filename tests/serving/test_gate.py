@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from infra import local_service
-from infra.local_service import Service, ServiceError
+from infra import local_service, service_client
+from infra.local_service import Service
+from infra.server_process import ServiceError
+from infra.service_client import NoAnswerError
 from tests.serving import tiny_models, trained
 from trainer.serving import gate
 
@@ -46,10 +48,10 @@ class Asker:
                 self.errors.append("nothing serves")
                 continue
             try:
-                text = local_service.ask(service, "Dust", max_tokens=20, temperature=0)
+                text = service_client.ask(service, "Dust", max_tokens=20, temperature=0)
                 self.answers.append(text)
                 self._enough.wait(0.05)
-            except ServiceError as error:
+            except NoAnswerError as error:
                 self.errors.append(str(error))
 
 
@@ -149,7 +151,7 @@ def test_good_revision_takes_over_without_a_lost_request(town: Path) -> None:
     before = local_service.running(town, "town")
     assert before is not None
     with Asker(town) as asker:
-        slow = local_service.stream(before, "The", **LONG)
+        slow = service_client.stream(before, "The", **LONG)
         pieces = [next(slow)]
         after = start(town)
         pieces += slow
@@ -158,7 +160,7 @@ def test_good_revision_takes_over_without_a_lost_request(town: Path) -> None:
             pass
     assert asker.errors == []
     assert len(set(asker.answers)) == 1
-    assert "".join(pieces) == local_service.ask(after, "The", **LONG)
+    assert "".join(pieces) == service_client.ask(after, "The", **LONG)
     assert after.pid != before.pid
     assert not Path(f"/proc/{before.pid}").exists()
     history = (town / "town/services.jsonl").read_text().splitlines()

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from infra import local_service
+from infra import service_client
 from infra.local_service import Service
 
 ENDLESS = {"prompt": "The", "max_tokens": 240, "logit_bias": {"0": -100}, "model": "final"}
@@ -35,10 +35,10 @@ def resident_bytes(pid: int) -> int:
 
 @pytest.fixture(autouse=True)
 def still_answers(client: httpx.Client, service: Service) -> None:
-    before = local_service.ask(service, "Dust", max_tokens=10, temperature=0)
+    before = service_client.ask(service, "Dust", max_tokens=10, temperature=0)
     yield
     wait_until_idle(client)
-    assert local_service.ask(service, "Dust", max_tokens=10, temperature=0) == before
+    assert service_client.ask(service, "Dust", max_tokens=10, temperature=0) == before
 
 
 @pytest.mark.parametrize("path", ["/completion", "/v1/completions", "/v1/models/final:predict"])

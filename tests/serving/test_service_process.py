@@ -10,20 +10,21 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra import local_service
-from infra.local_service import Service, ServiceError
+from infra import local_service, service_client
+from infra.local_service import Service
+from infra.server_process import ServiceError
 
 
 def test_ready_service_answers_and_streams_the_same_text(service: Service) -> None:
-    asked = local_service.ask(service, "The sheriff", max_tokens=12, temperature=0)
-    pieces = list(local_service.stream(service, "The sheriff", max_tokens=12, temperature=0))
+    asked = service_client.ask(service, "The sheriff", max_tokens=12, temperature=0)
+    pieces = list(service_client.stream(service, "The sheriff", max_tokens=12, temperature=0))
     assert asked
     assert "".join(pieces) == asked
     assert len(pieces) > 1
 
 
 def test_curl_command_gets_the_answer(service: Service) -> None:
-    command = local_service.curl_command(service, 'it\'s "noon"', max_new_tokens=3)
+    command = service_client.curl_command(service, 'it\'s "noon"', max_new_tokens=3)
     done = subprocess.run(["sh", "-c", command + " -s"], capture_output=True, text=True, check=True)
     (prediction,) = json.loads(done.stdout)["predictions"][0]
     assert prediction["generated_text"].startswith('it\'s "noon"')

@@ -7,12 +7,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from trainer.serving.engine import Engine
+from trainer.serving.vllm_engine import VllmEngine
 
 
 class EngineMetrics(Collector):
     """Read from the engine when somebody asks, so counting costs a request nothing."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine | VllmEngine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
@@ -31,5 +32,5 @@ class EngineMetrics(Collector):
         )
 
 
-def register(engine: Engine) -> None:
+def register(engine: Engine | VllmEngine) -> None:
     REGISTRY.register(EngineMetrics(engine))

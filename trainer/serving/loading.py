@@ -4,17 +4,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.checkpoints.seal import MANIFEST, file_record, read_manifest
-from trainer.config import ServeConfig
+from trainer.config import ServeConfig, is_url, path_on_volume
 from trainer.errors import RequestError
-from trainer.models import load_model, load_tokenizer
+from trainer.models import base_dtype, load_base, load_config, load_tokenizer
+from trainer.serving.adapter import SETTINGS, is_adapter, load_adapter
+from trainer.serving.checkpoint import is_checkpoint, load_checkpoint
 from trainer.serving.gate import TOKENIZER_FILES, tokenizer_digest
 
 Result = TypeVar("Result")
@@ -32,36 +35,75 @@ def load(config: ServeConfig, folder: Path) -> tuple[PreTrainedModel, PreTrained
     """Model and tokenizer, on the GPU where there is one.
 
     Raises:
-        RequestError: The folder is not there, or not a model's.
+        RequestError: The folder is not a model's.
     """
-    if not folder.is_dir():
-        raise RequestError(f"model is not a folder on the volume (got {config.model!r}).")
-    tokenizer = timed("tokenizer", lambda: load_tokenizer(folder, config.trust_remote_code))
     gpu = torch.cuda.is_available()
-    model = timed(
-        "weights",
-        lambda: load_model(
-            folder,
-            # On a CPU float32 is both the exact and the fast precision.
-            dtype=None if gpu else torch.float32,
-            trust_remote_code=config.trust_remote_code,
-        ),
-    )
+    # On a CPU float32 is both the exact and the fast precision.
+    options: dict[str, Any] = {"dtype": None if gpu else torch.float32}
+    options["trust_remote_code"] = config.trust_remote_code
+    if is_checkpoint(folder):
+        model, tokenizer = timed("weights", lambda: load_checkpoint(config.volume, folder))
+    elif is_adapter(folder):
+        model, tokenizer = timed("weights", lambda: load_adapter(config.volume, folder, **options))
+    else:
+        tokenizer = timed("tokenizer", lambda: load_tokenizer(folder, config.trust_remote_code))
+        uri = config.tensorizer_uri
+        if uri and not is_url(uri):
+            uri = str(path_on_volume(folder, "tensorizer_uri", uri))
+        model = timed("weights", lambda: load_base(folder, tensorizer=uri, **options))
     if gpu:
         timed("to the GPU", lambda: model.to("cuda"))
     return model, tokenizer
 
 
-def max_total_tokens(config: ServeConfig, model: PreTrainedModel) -> int:
+@dataclass(frozen=True)
+class About:
+    """What the routes and the limits need to know of a model."""
+
+    dtype: str  # for instance "bfloat16"
+    vocabulary: int
+    max_positions: int
+    end_ids: frozenset[int]  # tokens that end an answer, as the model's folder says
+
+
+def about_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> About:
+    """Of a model that is loaded."""
+    return _about(model.config, model.generation_config, str(model.dtype), tokenizer)
+
+
+def about_folder(config: ServeConfig, folder: Path) -> tuple[PreTrainedTokenizerBase, About]:
+    """Of a model that another engine loads; with its tokenizer."""
+    tokenizer = timed("tokenizer", lambda: load_tokenizer(folder, config.trust_remote_code))
+    has_settings = (folder / "generation_config.json").exists()
+    settings = GenerationConfig.from_pretrained(folder) if has_settings else None
+    model_config = load_config(folder, config.trust_remote_code)
+    return tokenizer, _about(model_config, settings, str(base_dtype(folder)), tokenizer)
+
+
+def _about(
+    config: Any, settings: GenerationConfig | None, dtype: str, tokenizer: PreTrainedTokenizerBase
+) -> About:
+    text = config.get_text_config()
+    named = settings.eos_token_id if settings else None
+    if named is None:
+        named = tokenizer.eos_token_id
+    ends = [] if named is None else named if isinstance(named, list) else [named]
+    return About(
+        dtype=dtype.removeprefix("torch."),
+        vocabulary=int(text.vocab_size),
+        max_positions=getattr(text, "max_position_embeddings", None) or 2048,
+        end_ids=frozenset(ends),
+    )
+
+
+def max_total_tokens(config: ServeConfig, about: About) -> int:
     """Most tokens of prompt and answer: what the model can take, or less if so configured."""
-    text = model.config.get_text_config()
-    most = getattr(text, "max_position_embeddings", None) or 2048
-    if config.max_total_tokens > most:
+    if config.max_total_tokens > about.max_positions:
         raise RequestError(
             f"max_total_tokens is more than the model can take (got {config.max_total_tokens}). "
-            f"It was made for {most}."
+            f"It was made for {about.max_positions}."
         )
-    return config.max_total_tokens or most
+    return config.max_total_tokens or about.max_positions
 
 
 def max_cached_tokens(model: PreTrainedModel) -> int:
@@ -78,16 +120,6 @@ def max_cached_tokens(model: PreTrainedModel) -> int:
     return max(1, free // 2 // bytes_per_token)
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end an answer, as the model's folder says."""
-    named = model.generation_config.eos_token_id if model.generation_config else None
-    if named is None:
-        named = tokenizer.eos_token_id
-    if named is None:
-        return frozenset()
-    return frozenset(named if isinstance(named, list) else [named])
-
-
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of what is served: `model` and `tokenizer`.
 
@@ -95,16 +127,14 @@ def digests(folder: Path) -> dict[str, str]:
     its weights are those; one without is named by its config and its files' sizes. The
     tokenizer's files are read: they are small.
     """
-    if (folder / MANIFEST).exists():
+    if is_checkpoint(folder):
+        model = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    elif (folder / MANIFEST).exists():
         model = read_manifest(folder).digest
     else:
         sizes = {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))}
-        about = (folder / "config.json").read_bytes() + json.dumps(sizes).encode()
+        name = SETTINGS if is_adapter(folder) else "config.json"
+        about = (folder / name).read_bytes() + json.dumps(sizes).encode()
         model = hashlib.sha256(about).hexdigest()
     there = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
     return {"model": model, "tokenizer": tokenizer_digest({p.name: file_record(p) for p in there})}
-
-
-def dtype_name(model: PreTrainedModel) -> str:
-    """The precision that is served, for instance `bfloat16`."""
-    return str(model.dtype).removeprefix("torch.")

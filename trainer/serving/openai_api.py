@@ -46,5 +46,6 @@ def _model(service: Service) -> dict[str, Any]:
         "owned_by": "finetune",
         "max_model_len": service.max_total_tokens,
         "dtype": service.dtype,
+        "chat": bool(service.tokenizer.chat_template),
         "digests": dict(service.digests),
     }

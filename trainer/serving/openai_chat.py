@@ -4,13 +4,9 @@ Source: the OpenAPI document of the OpenAI API, `CreateChatCompletionRequest` an
 `CreateChatCompletionResponse`. Fields that mean nothing here are refused, not ignored.
 """
 
-import time
-import uuid
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MinLen
-from fastapi.responses import JSONResponse, Response, StreamingResponse
 from jinja2 import TemplateError
 from pydantic.dataclasses import dataclass
 
@@ -24,18 +20,15 @@ from trainer.serving.openai_format import (
     Share,
     StreamOptions,
     Temperature,
-    after,
-    check_name,
-    error_body,
     sampling_of,
-    sse,
     stop_of,
     token_text,
     usage_of,
 )
+from trainer.serving.openai_request import OpenAiRequest
 from trainer.serving.reference_api import MAX_SEQUENCES
 from trainer.serving.sequences import Event, SequenceRequest, TokenLogprob
-from trainer.serving.service import Answer, Service, absorb
+from trainer.serving.service import Answer, Service
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -83,15 +76,13 @@ class ChatBody:
     repetition_penalty: Positive | None = 1.0
 
 
-class Chat:
+class Chat(OpenAiRequest[ChatBody]):
     """One request to `/v1/chat/completions`."""
 
+    chunk_kind = "chat.completion.chunk"
+
     def __init__(self, service: Service, body: ChatBody) -> None:
-        check_name(service, body.model)
-        self.service = service
-        self.body = body
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self.created = int(time.time())
+        super().__init__(service, body, "chatcmpl")
         self.prompt_ids = self._prompt()
         self.requests = [self._sequence(index) for index in range(body.n or 1)]
 
@@ -132,18 +123,7 @@ class Chat:
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
 
-    async def respond(self) -> Response:
-        if not self.body.stream:
-            return JSONResponse(self._whole(await self.service.answers(self.requests)))
-        events = self.service.events(self.requests)
-        first = await anext(events)  # what refuses the request, refuses it with its status
-        return StreamingResponse(
-            self._stream(first, events),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache"},
-        )
-
-    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
+    def whole(self, answers: list[Answer]) -> dict[str, Any]:
         choices = [
             {
                 "index": index,
@@ -153,46 +133,28 @@ class Chat:
             }
             for index, answer in enumerate(answers)
         ]
-        usage = self._usage(answers)
-        return {**self._head("chat.completion"), "choices": choices, "usage": usage}
+        usage = self.usage(answers)
+        return {**self.head("chat.completion"), "choices": choices, "usage": usage}
 
-    async def _stream(
-        self, first: list[Event], events: AsyncIterator[list[Event]]
-    ) -> AsyncIterator[str]:
-        answers = [Answer() for _ in self.requests]
-        for index in range(len(answers)):
-            yield self._chunk(index, {"role": "assistant", "content": ""}, [], None)
-        try:
-            async for batch in after(first, events):
-                for event in batch:
-                    absorb(answers[event.index], event)
-                    delta = {"content": event.text} if event.text else {}
-                    scored = [event.token] if event.token else []
-                    yield self._chunk(event.index, delta, scored, event.finish)
-        except ApiError as error:
-            yield sse({"error": error_body(error)})
-            return
-        if self._with_usage:
-            head = self._head("chat.completion.chunk")
-            yield sse({**head, "choices": [], "usage": self._usage(answers)})
-        yield "data: [DONE]\n\n"
+    def opening(self) -> list[dict[str, Any]]:
+        start = {"role": "assistant", "content": ""}
+        return [self._chunk(index, start, [], None) for index in range(len(self.requests))]
+
+    def chunk_of(self, event: Event) -> dict[str, Any]:
+        delta = {"content": event.text} if event.text else {}
+        scored = [event.token] if event.token else []
+        return self._chunk(event.index, delta, scored, event.finish)
 
     def _chunk(
         self, index: int, delta: dict[str, str], scored: list[TokenLogprob], finish: str | None
-    ) -> str:
+    ) -> dict[str, Any]:
         choice = {
             "index": index,
             "delta": delta,
             "logprobs": self._logprobs(scored) if scored else None,
             "finish_reason": finish,
         }
-        usage = {"usage": None} if self._with_usage else {}
-        return sse({**self._head("chat.completion.chunk"), "choices": [choice], **usage})
-
-    @property
-    def _with_usage(self) -> bool:
-        options = self.body.stream_options
-        return bool(options and options.include_usage)
+        return {**self.head(self.chunk_kind), "choices": [choice]}
 
     def _logprobs(self, scored: list[TokenLogprob]) -> dict[str, Any] | None:
         if not self.body.logprobs:
@@ -210,13 +172,5 @@ class Chat:
         text = token_text(self.service, token_id)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.service.name,
-        }
-
-    def _usage(self, answers: list[Answer]) -> dict[str, int]:
+    def usage(self, answers: list[Answer]) -> dict[str, int]:
         return usage_of(len(self.prompt_ids), sum(len(answer.ids) for answer in answers))

@@ -4,13 +4,9 @@ Source: the OpenAPI document of the OpenAI API, `CreateCompletionRequest` and
 `CreateCompletionResponse`. Fields that mean nothing here are refused, not ignored.
 """
 
-import time
-import uuid
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic.dataclasses import dataclass
 
 from trainer.config import CountOrZero, Positive
@@ -23,18 +19,15 @@ from trainer.serving.openai_format import (
     Share,
     StreamOptions,
     Temperature,
-    after,
-    check_name,
-    error_body,
     sampling_of,
-    sse,
     stop_of,
     token_text,
     usage_of,
 )
+from trainer.serving.openai_request import OpenAiRequest
 from trainer.serving.reference_api import MAX_SEQUENCES
 from trainer.serving.sequences import Event, SequenceRequest, TokenLogprob
-from trainer.serving.service import Answer, Service, absorb
+from trainer.serving.service import Answer, Service
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20
@@ -69,16 +62,15 @@ class CompletionsBody:
     return_token_ids: bool | None = False
 
 
-class Completion:
+class Completion(OpenAiRequest[CompletionsBody]):
     """One request to `/v1/completions`."""
 
+    chunk_kind = "text_completion"
+
     def __init__(self, service: Service, body: CompletionsBody) -> None:
-        check_name(service, body.model)
-        self.service = service
-        self.body = body
-        self.id = f"cmpl-{uuid.uuid4().hex}"
-        self.created = int(time.time())
+        super().__init__(service, body, "cmpl")
         self.n = body.n or 1
+        self._offsets: dict[int, int] = {}  # characters streamed of each choice's tokens
         self.prompts = self._prompts()
         self.requests = [
             self._sequence(ids, index * self._each + choice)
@@ -146,19 +138,7 @@ class Completion:
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )
 
-    async def respond(self) -> Response:
-        if not self.body.stream:
-            return JSONResponse(self._whole(await self.service.answers(self.requests)))
-        events = self.service.events(self.requests)
-        first = await anext(events)  # what refuses the request, refuses it with its status
-        return StreamingResponse(
-            self._stream(first, events),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache"},
-        )
-
-    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
-        generated = sum(len(answer.ids) for answer in answers)
+    def whole(self, answers: list[Answer]) -> dict[str, Any]:
         choices = []
         for index, (text, ids) in enumerate(self.prompts):
             of_prompt = answers[index * self._each : (index + 1) * self._each]
@@ -167,7 +147,7 @@ class Completion:
             choices += [self._choice(text, ids, answer) for answer in of_prompt]
         for index, choice in enumerate(choices):
             choice["index"] = index
-        return {**self._head(), "choices": choices, "usage": self._usage(generated)}
+        return {**self.head(self.chunk_kind), "choices": choices, "usage": self.usage(answers)}
 
     def _choice(self, prompt: str, ids: tuple[int, ...], answer: Answer) -> dict[str, Any]:
         echo = bool(self.body.echo)
@@ -201,59 +181,31 @@ class Completion:
             "text_offset": offsets,
         }
 
-    async def _stream(
-        self, first: list[Event], events: AsyncIterator[list[Event]]
-    ) -> AsyncIterator[str]:
-        answers = [Answer() for _ in self.requests]
-        offsets = [0] * len(answers)
-        options = self.body.stream_options
-        with_usage = bool(options and options.include_usage)
-        if self.body.echo and self.body.logprobs is None:
-            for index in range(len(answers)):
-                yield self._chunk(
-                    index, self.prompts[index // self._each][0], None, None, with_usage
-                )
-        try:
-            async for batch in after(first, events):
-                for event in batch:
-                    absorb(answers[event.index], event)
-                    yield self._event(event, offsets, with_usage)
-        except ApiError as error:
-            yield sse({"error": error_body(error)})
-            return
-        if with_usage:
-            usage = self._usage(sum(len(answer.ids) for answer in answers))
-            yield sse({**self._head(), "choices": [], "usage": usage})
-        yield "data: [DONE]\n\n"
+    def opening(self) -> list[dict[str, Any]]:
+        if not self.body.echo or self.body.logprobs is not None:
+            return []  # with log-probabilities the prompt comes when it is read
+        return [
+            self._chunk(index, self.prompts[index // self._each][0], None, None)
+            for index in range(len(self.requests))
+        ]
 
-    def _event(self, event: Event, offsets: list[int], with_usage: bool) -> str:
-        text, logprobs = event.text, None
+    def chunk_of(self, event: Event) -> dict[str, Any]:
+        text, logprobs, index = event.text, None, event.index
         scored = [*event.prompt, *([event.token] if event.token else [])]
         if event.prompt:
-            text = self.prompts[event.index // self._each][0] + text
+            text = self.prompts[index // self._each][0] + text
         if scored and self.body.logprobs is not None:
-            logprobs = self._logprobs(scored, offsets[event.index])
-            offsets[event.index] += sum(len(token) for token in logprobs["tokens"])
-        return self._chunk(event.index, text, logprobs, event.finish, with_usage)
+            offset = self._offsets.get(index, 0)
+            logprobs = self._logprobs(scored, offset)
+            self._offsets[index] = offset + sum(len(token) for token in logprobs["tokens"])
+        return self._chunk(index, text, logprobs, event.finish)
 
-    def _chunk(
-        self, index: int, text: str, logprobs: Any, finish: str | None, with_usage: bool
-    ) -> str:
+    def _chunk(self, index: int, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}
-        chunk: dict[str, Any] = {**self._head(), "choices": [choice]}
-        if with_usage:
-            chunk["usage"] = None
-        return sse(chunk)
+        return {**self.head(self.chunk_kind), "choices": [choice]}
 
-    def _head(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.service.name,
-        }
-
-    def _usage(self, generated: int) -> dict[str, int]:
+    def usage(self, answers: list[Answer]) -> dict[str, int]:
+        generated = sum(len(answer.ids) for answer in answers)
         return usage_of(sum(len(ids) for _, ids in self.prompts), generated)
 
 

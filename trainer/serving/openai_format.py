@@ -1,7 +1,7 @@
 """What OpenAI's two completion routes share: their common fields, events, errors, counts."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 from annotated_types import Ge, Le
@@ -10,7 +10,6 @@ from pydantic.dataclasses import dataclass
 
 from trainer.serving.bodies import ApiError
 from trainer.serving.sampling import Sampling
-from trainer.serving.sequences import Event
 from trainer.serving.service import Service
 
 MAX_STOPS = 4
@@ -53,14 +52,6 @@ def check_name(service: Service, name: str) -> None:
     """Refuse a request for another model than the one that is served."""
     if name != service.name:
         raise ApiError(404, f"model is not here (got {name!r}). Here is {service.name!r}.", "model")
-
-
-async def after(
-    first: list[Event], events: AsyncIterator[list[Event]]
-) -> AsyncIterator[list[Event]]:
-    yield first
-    async for batch in events:
-        yield batch
 
 
 def sse(message: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.serving.bodies import ApiError
 from trainer.serving.engine import Engine, QueueFullError
 from trainer.serving.sequences import Event, FinishReason, SequenceRequest, TokenLogprob
+from trainer.serving.vllm_engine import VllmEngine
 
 
 @dataclass
@@ -29,19 +30,16 @@ class Service:
     """A model under its name, ready to be asked."""
 
     name: str
-    engine: Engine
+    engine: Engine | VllmEngine
     tokenizer: PreTrainedTokenizerBase
     dtype: str
+    vocabulary: int
     digests: Mapping[str, str]  # of the model's and the tokenizer's files
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def max_total_tokens(self) -> int:
         return self.engine.limits.max_total_tokens
-
-    @property
-    def vocabulary(self) -> int:
-        return int(self.engine.model.config.get_text_config().vocab_size)
 
     def encode(self, text: str, param: str) -> tuple[int, ...]:
         """Token ids of a prompt, with the special tokens its tokenizer puts before a text.
@@ -112,6 +110,8 @@ class Service:
                 f"the server is busy ({error}). Ask again in a few seconds.",
                 headers={"Retry-After": "2"},
             ) from error
+        except ValueError as error:  # the engine has not what the request asks for
+            raise ApiError(400, str(error)) from error
         left = len(requests)
         try:
             while left:

@@ -1,6 +1,7 @@
 """The serve step: load a model, prove that it answers, and take requests until told to stop."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import time
@@ -12,9 +13,10 @@ from trainer.errors import RequestError, StepError
 from trainer.outcome import write_atomically
 from trainer.serving.engine import Engine, Limits
 from trainer.serving.loading import (
+    About,
+    about_folder,
+    about_model,
     digests,
-    dtype_name,
-    end_ids,
     load,
     max_cached_tokens,
     max_total_tokens,
@@ -23,6 +25,7 @@ from trainer.serving.loading import (
 from trainer.serving.sequences import SequenceRequest
 from trainer.serving.server import listen, serve
 from trainer.serving.service import Service
+from trainer.serving.vllm_engine import VllmEngine
 from trainer.steps import StepResult
 
 
@@ -30,29 +33,27 @@ def run(config: ServeConfig) -> StepResult:
     """Serve until SIGTERM or SIGINT; write the ready file once the model has answered."""
     begin = time.perf_counter()
     folder = path_on_volume(config.volume, "model", config.model)
-    model, tokenizer = load(config, folder)
-    limits = Limits(
-        max_total_tokens=max_total_tokens(config, model),
-        max_batch=config.max_batch,
-        max_queue=config.max_queue,
-        max_cached_tokens=max_cached_tokens(model),
-        request_seconds=config.request_seconds,
-    )
-    engine = Engine(model, tokenizer, limits, end_ids(model, tokenizer))
+    if not folder.is_dir():
+        raise RequestError(f"model is not a folder on the volume (got {config.model!r}).")
+    model_digests = timed("digests", lambda: digests(folder))
+    _refuse_another_model(config, model_digests["model"])
+    engine, about = _engine(config, folder)
     service = Service(
         name=config.name,
         engine=engine,
-        tokenizer=tokenizer,
-        dtype=dtype_name(model),
-        digests=timed("digests", lambda: digests(folder)),
+        tokenizer=engine.tokenizer,
+        dtype=about.dtype,
+        vocabulary=about.vocabulary,
+        digests=model_digests,
     )
     engine.start()
     timed("first token", lambda: asyncio.run(_answer_once(service)))
+    port = int(os.environ.get(config.port_variable) or config.port)
     try:
-        listening = listen(config.host, config.port)
+        listening = listen(config.host, port)
     except OSError as error:
         raise RequestError(
-            f"port can't be listened on at {config.host} (got {config.port}: {error.strerror}). "
+            f"port can't be listened on at {config.host} (got {port}: {error.strerror}). "
             "Take another, or 0 for a free one."
         ) from error
     url = _url(config.host, listening.getsockname()[1])
@@ -67,6 +68,35 @@ def run(config: ServeConfig) -> StepResult:
     if engine.failure:
         raise StepError(f"the model stopped answering: {engine.failure}")
     return StepResult(message=f"stopped serving {config.model}")
+
+
+def _engine(config: ServeConfig, folder: Path) -> tuple[Engine | VllmEngine, About]:
+    """The engine with the model in it, and what its routes need to know of the model."""
+    if config.engine == "vllm":
+        tokenizer, about = about_folder(config, folder)
+    else:
+        model, tokenizer = load(config, folder)
+        about = about_model(model, tokenizer)
+    limits = Limits(
+        max_total_tokens=max_total_tokens(config, about),
+        max_batch=config.max_batch,
+        max_queue=config.max_queue,
+        request_seconds=config.request_seconds,
+    )
+    if config.engine == "vllm":
+        trust = config.trust_remote_code
+        return VllmEngine(folder, tokenizer, limits, about.end_ids, trust_remote_code=trust), about
+    limits = dataclasses.replace(limits, max_cached_tokens=max_cached_tokens(model))
+    return Engine(model, tokenizer, limits, about.end_ids), about
+
+
+def _refuse_another_model(config: ServeConfig, digest: str) -> None:
+    """A restarted server must not go on with what was put in its model's place meanwhile."""
+    if config.model_digest not in ("", digest):
+        raise RequestError(
+            f"model is not the one that was deployed (got digest {digest} in {config.model!r}). "
+            f"That was {config.model_digest}. Deploy the run again to serve what is there now."
+        )
 
 
 async def _answer_once(service: Service) -> None:

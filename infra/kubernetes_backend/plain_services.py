@@ -1,0 +1,87 @@
+"""Services without KServe: a Deployment for each revision, a Service that points at one.
+
+The Service `inference-{run}` is what clients use; beside it a new revision has one of its
+own, `inference-{run}-{revision}`, by which it is tried.
+"""
+
+from infra import manifests_serving
+from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.looks import Look
+from infra.manifests_serving import FIELD_MANAGER, REVISION_LABEL, SERVING_ANNOTATION
+from infra.manifests_settings import ClusterSettings
+from infra.serving import ServingSpec
+
+DEPLOYMENTS = "/apis/apps/v1/namespaces/{namespace}/deployments"
+SERVICES = "/api/v1/namespaces/{namespace}/services"
+
+
+class PlainServices:
+    """See `serving.Kind`."""
+
+    def __init__(self, connection: Connection, settings: ClusterSettings) -> None:
+        self._connection, self._settings = connection, settings
+
+    def pods_of(self, spec: ServingSpec) -> str:
+        instance = f"app.kubernetes.io/component=serve,app.kubernetes.io/instance={spec.run_name}"
+        return f"{instance},{REVISION_LABEL}={spec.revision}"
+
+    async def apply(self, spec: ServingSpec, *, trial: bool) -> None:
+        made = manifests_serving.deployment(spec, self._settings)
+        await self._connection.apply("deployments.apps", DEPLOYMENTS, made, FIELD_MANAGER)
+        await self._point(manifests_serving.revision_name(spec), spec)
+
+    async def look(self, spec: ServingSpec, *, trial: bool) -> Look:
+        name = manifests_serving.revision_name(spec)
+        found = await self._connection.read("deployments.apps", f"{DEPLOYMENTS}/{name}")
+        why, hopeless = why_not_ready(found)
+        return Look(why=why, hopeless=hopeless) if why else Look(url=self._url(name))
+
+    async def promote(self, spec: ServingSpec, before: ServingSpec | None) -> str:
+        await self._point(spec.name, spec)
+        trial = manifests_serving.revision_name(spec)
+        await self._connection.delete("services", f"{SERVICES}/{trial}")
+        if before is not None and before.revision != spec.revision:
+            await self._drop(before)
+        return self._url(spec.name)
+
+    async def withdraw(self, spec: ServingSpec, before: ServingSpec | None) -> None:
+        await self._drop(spec)
+
+    async def serving(self, name: str) -> ServingSpec | None:
+        found = await self._connection.read("services", f"{SERVICES}/{name}")
+        text = (found or {}).get("metadata", {}).get("annotations", {}).get(SERVING_ANNOTATION)
+        return ServingSpec.from_json(text) if text else None
+
+    async def remove(self, name: str) -> bool:
+        serving = await self.serving(name)
+        if serving is None:
+            return False
+        await self._connection.delete("services", f"{SERVICES}/{name}")
+        await self._drop(serving)
+        return True
+
+    async def _point(self, name: str, spec: ServingSpec) -> None:
+        made = manifests_serving.service(spec, self._settings, name)
+        await self._connection.apply("services", SERVICES, made, FIELD_MANAGER)
+
+    async def _drop(self, spec: ServingSpec) -> None:
+        name = manifests_serving.revision_name(spec)
+        await self._connection.delete("services", f"{SERVICES}/{name}")
+        await self._connection.delete("deployments.apps", f"{DEPLOYMENTS}/{name}")
+
+    def _url(self, name: str) -> str:
+        return f"http://{name}.{self._connection.namespace}.svc"
+
+
+def why_not_ready(found: Object | None) -> tuple[str, bool]:
+    """Why a Deployment's pods can't be asked yet, if so, and whether that is for good."""
+    if found is None:
+        return "it was deleted", True
+    status, wanted = found.get("status", {}), found["spec"].get("replicas", 1)
+    if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
+        return "its Deployment has not been seen yet", False
+    for condition in status.get("conditions", []):
+        if condition["type"] == "Progressing" and condition["status"] == "False":
+            return f"{condition.get('reason', '')}: {condition.get('message', '')}", True
+    ready = min(status.get("updatedReplicas", 0), status.get("availableReplicas", 0))
+    return ("", False) if ready >= wanted else (f"{ready} of {wanted} servers are ready", False)

@@ -1,0 +1,211 @@
+"""Kubernetes objects of a service: plain data in, plain data out, no client.
+
+    inference_service(spec, settings)   KServe's kind, with canary traffic
+    deployment(spec, settings)          the same server without KServe, one for each revision
+    service(spec, settings, revision)   the address that points at one revision
+
+What decides about a revision is constant while it is tried and after: KServe hands the
+annotations on to Knative, which makes a new revision of whatever changes.
+Source: https://kserve.github.io/website/docs/reference/crd-api; the reference's workflow
+for GPU class, region, scaling and resources.
+"""
+
+from typing import Any
+
+from infra.manifests_pod import GPU_CLASS_LABEL, GPU_RESOURCE, PREFIX, REGION_LABEL
+from infra.manifests_settings import ClusterSettings
+from infra.serving import MODEL_FOLDER, PORT, ServingSpec, server_config
+
+Object = dict[str, Any]
+FIELD_MANAGER = PREFIX
+SERVING_ANNOTATION = f"{PREFIX}/serving"  # the ServingSpec it was made from
+KSERVE_CONTAINER = "kserve-container"  # KServe knows the model's container by this name
+REQUEST_SECONDS = 600  # the longest answer, and the longest that Knative allows
+STOP_SECONDS = REQUEST_SECONDS + 30  # what is under way is finished
+REVISION_LABEL = f"{PREFIX}/revision"
+
+
+def labels_of(spec: ServingSpec) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "finetune",
+        "app.kubernetes.io/component": "serve",
+        "app.kubernetes.io/part-of": PREFIX,
+        "app.kubernetes.io/managed-by": PREFIX,
+        "app.kubernetes.io/instance": spec.run_name,
+    }
+
+
+def inference_service(
+    spec: ServingSpec, settings: ClusterSettings, *, trial: bool = False
+) -> Object:
+    """The InferenceService whose newest revision is `spec`; in a trial it gets no traffic."""
+    annotations = {
+        # Traffic for one revision and no servers when nobody asks: both need Knative.
+        "serving.kserve.io/deploymentMode": "Serverless",
+        "serving.kserve.io/enable-tag-routing": "true",
+        "autoscaling.knative.dev/scale-to-zero-pod-retention-period": f"{spec.retention_minutes}m",
+        "serving.knative.dev/progress-deadline": f"{int(spec.ready_seconds)}s",
+        SERVING_ANNOTATION: spec.to_json(),
+    }
+    predictor: Object = {
+        "timeout": REQUEST_SECONDS,
+        "minReplicas": spec.min_replicas,
+        "maxReplicas": spec.max_replicas,
+        "containers": [_kserve_container(spec, settings)],
+        "volumes": [_scratch(settings)],
+        **_pod(spec, settings),
+    }
+    if trial:
+        predictor["canaryTrafficPercent"] = 0
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": spec.name,
+            **_namespace(settings),
+            "labels": labels_of(spec),
+            "annotations": annotations,
+        },
+        "spec": {"predictor": predictor},
+    }
+
+
+def deployment(spec: ServingSpec, settings: ClusterSettings) -> Object:
+    """The Deployment of one revision, for clusters without KServe."""
+    labels = {**labels_of(spec), REVISION_LABEL: str(spec.revision)}
+    container = _container(spec, settings)
+    container["env"].append({"name": "PORT", "value": str(PORT)})
+    container["volumeMounts"].append(
+        {"name": "model", "mountPath": MODEL_FOLDER, "subPath": spec.model, "readOnly": True}
+    )
+    claim = {"claimName": spec.volume, "readOnly": True}
+    pod: Object = {
+        "securityContext": {"fsGroup": settings.user, "fsGroupChangePolicy": "OnRootMismatch"},
+        "terminationGracePeriodSeconds": STOP_SECONDS,
+        "containers": [container],
+        "volumes": [_scratch(settings), {"name": "model", "persistentVolumeClaim": claim}],
+        **_pod(spec, settings),
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": revision_name(spec),
+            **_namespace(settings),
+            "labels": labels,
+            "annotations": {SERVING_ANNOTATION: spec.to_json()},
+        },
+        "spec": {
+            # There is no scaling to zero here: a service that is wanted has a server.
+            "replicas": max(1, spec.min_replicas),
+            "progressDeadlineSeconds": int(spec.ready_seconds),
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+
+
+def service(spec: ServingSpec, settings: ClusterSettings, name: str) -> Object:
+    """The Service of that name, which sends clients to the revision `spec`."""
+    labels = labels_of(spec)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            **_namespace(settings),
+            "labels": labels,
+            "annotations": {SERVING_ANNOTATION: spec.to_json()},
+        },
+        "spec": {
+            "selector": {**labels, REVISION_LABEL: str(spec.revision)},
+            "ports": [{"name": "http", "port": 80, "targetPort": PORT}],
+        },
+    }
+
+
+def revision_name(spec: ServingSpec) -> str:
+    """The name of what belongs to one revision alone."""
+    return f"{spec.name}-{spec.revision}"
+
+
+def _pod(spec: ServingSpec, settings: ClusterSettings) -> Object:
+    """What both kinds say about the pod besides its container and volumes."""
+    made: Object = {"automountServiceAccountToken": False, "enableServiceLinks": False}
+    wanted = {REGION_LABEL: spec.region, GPU_CLASS_LABEL: spec.gpu if spec.gpus else ""}
+    expressions = [
+        {"key": label, "operator": "In", "values": [value]}
+        for label, value in wanted.items()
+        if value
+    ]
+    if expressions:
+        terms = [{"matchExpressions": expressions}]
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+        made["affinity"] = {"nodeAffinity": required}
+    optional: Object = {
+        "serviceAccountName": settings.service_account,
+        "imagePullSecrets": [{"name": secret} for secret in settings.image_pull_secrets],
+        "nodeSelector": settings.node_selector,
+        "tolerations": settings.tolerations,
+    }
+    return made | {key: value for key, value in optional.items() if value}
+
+
+def _kserve_container(spec: ServingSpec, settings: ClusterSettings) -> Object:
+    container = _container(spec, settings)
+    container["name"] = KSERVE_CONTAINER
+    uri = f"pvc://{spec.volume}/{spec.model}"
+    container["env"].append({"name": "STORAGE_URI", "value": uri})
+    return container
+
+
+def _container(spec: ServingSpec, settings: ClusterSettings) -> Object:
+    variables = {"PYTHONUNBUFFERED": "1", "HOME": "/tmp", **settings.environment}
+    return {
+        "name": "server",
+        "image": spec.image,
+        # `$(NAME)` in a command is Kubernetes' own; a doubled dollar is a plain one.
+        "command": ["python", "-m", "trainer", "serve", server_config(spec).replace("$", "$$")],
+        "env": [{"name": key, "value": value} for key, value in variables.items()],
+        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        "readinessProbe": {
+            "httpGet": {"path": "/v2/health/ready", "port": PORT},
+            "periodSeconds": 10,
+            "timeoutSeconds": 10,
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/v2/health/live", "port": PORT},
+            # Loading takes as long as it may; what hangs after that is started again.
+            "initialDelaySeconds": int(spec.ready_seconds),
+            "periodSeconds": 30,
+            "timeoutSeconds": 10,
+        },
+        "resources": _resources(spec),
+        # All of it here: Knative takes no security context of the pod by default.
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": settings.user,
+            "runAsGroup": settings.user,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def _resources(spec: ServingSpec) -> Object:
+    gpus = {GPU_RESOURCE: str(spec.gpus)} if spec.gpus else {}
+    return {
+        "requests": {"cpu": str(spec.cores), "memory": f"{spec.memory_gib}Gi", **gpus},
+        "limits": {"cpu": str(spec.max_cores), "memory": f"{spec.max_memory_gib}Gi", **gpus},
+    }
+
+
+def _scratch(settings: ClusterSettings) -> Object:
+    return {"name": "tmp", "emptyDir": {"sizeLimit": f"{settings.scratch_gib}Gi"}}
+
+
+def _namespace(settings: ClusterSettings) -> Object:
+    return {"namespace": settings.namespace} if settings.namespace else {}

@@ -1,0 +1,117 @@
+"""Ask a service over HTTP, as OpenAI's API has it: whole, piece by piece, or as a chat."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from shlex import quote
+from typing import Any, Protocol
+
+
+class Endpoint(Protocol):
+    """Where a model answers."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Address:
+    """An endpoint that is known by its address alone."""
+
+    url: str
+    name: str = "final"
+
+
+class NoAnswerError(Exception):
+    """A service refused a request, broke off or did not answer."""
+
+
+def ask(
+    service: Endpoint, prompt: str, *, timeout_seconds: float = 600.0, **parameters: Any
+) -> str:
+    """The service's answer to `prompt`, the prompt not included.
+
+    Raises:
+        NoAnswerError: It refused or did not answer.
+    """
+    body = {"model": service.name, "prompt": prompt, **parameters}
+    with _open(f"{service.url}/v1/completions", body, timeout_seconds) as response:
+        return json.load(response)["choices"][0]["text"]
+
+
+def stream(
+    service: Endpoint, prompt: str, *, timeout_seconds: float = 600.0, **parameters: Any
+) -> Iterator[str]:
+    """The service's answer piece by piece, as it is made; closing this stops it.
+
+    Raises:
+        NoAnswerError: It refused, broke off or did not answer.
+    """
+    body = {"model": service.name, "prompt": prompt, "stream": True, **parameters}
+    for choice in _choices(f"{service.url}/v1/completions", body, timeout_seconds):
+        yield choice["text"]
+
+
+def stream_chat(
+    service: Endpoint,
+    messages: list[dict[str, str]],
+    *,
+    timeout_seconds: float = 600.0,
+    **parameters: Any,
+) -> Iterator[str]:
+    """The assistant's answer to a conversation, as `stream` gives it.
+
+    Raises:
+        NoAnswerError: It refused, broke off or did not answer.
+    """
+    body = {"model": service.name, "messages": messages, "stream": True, **parameters}
+    for choice in _choices(f"{service.url}/v1/chat/completions", body, timeout_seconds):
+        yield choice["delta"].get("content", "")
+
+
+def can_chat(service: Endpoint) -> bool:
+    """Whether its tokenizer has a chat template.
+
+    Raises:
+        NoAnswerError: It did not answer.
+    """
+    with _open(f"{service.url}/v1/models/{service.name}", None, timeout_seconds=60.0) as response:
+        return json.load(response)["chat"]
+
+
+def curl_command(service: Endpoint, prompt: str, max_new_tokens: int = 40) -> str:
+    """The shell command that asks the same."""
+    body = json.dumps({"parameters": {"max_new_tokens": max_new_tokens}, "instances": [prompt]})
+    return (
+        f"curl {service.url}/v1/models/{service.name}:predict "
+        f"-H 'Content-Type: application/json' -d {quote(body)}"
+    )
+
+
+def _choices(url: str, body: dict[str, Any], timeout_seconds: float) -> Iterator[dict[str, Any]]:
+    """The choices of a stream of server-sent events."""
+    with _open(url, body, timeout_seconds) as response:
+        for line in response:
+            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                continue
+            message = json.loads(line[len(b"data: ") :])
+            if "error" in message:
+                raise NoAnswerError(message["error"]["message"])
+            yield from message["choices"]
+
+
+def _open(url: str, body: dict[str, Any] | None, timeout_seconds: float) -> Any:
+    sent = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, sent, {"Content-Type": "application/json"})
+    # The service is on this machine: no proxy of the environment comes between.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return opener.open(request, timeout=timeout_seconds)
+    except urllib.error.HTTPError as error:
+        raise NoAnswerError(f"{url} answered {error.code}: {error.read().decode()}") from error
+    except urllib.error.URLError as error:
+        raise NoAnswerError(f"{url} does not answer ({error.reason}).") from error

@@ -1,0 +1,131 @@
+"""Deploy on this machine: a server that passes the gate takes over. Loads no Prefect."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from infra import local_service, service_client
+from infra.local_service import Service
+from infra.server_process import ServiceError
+from infra.service_client import NoAnswerError
+from trainer.errors import StepError
+from trainer.outcome import Outcome
+from trainer.run_folder import RunFolder
+from trainer.serving.deploy import find_model, prompt_of
+from trainer.serving.gate import Expected, GateError, check, expected_of
+
+Say = Callable[[str], None]
+
+
+def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcome:
+    """Serve the run's model, ask it, and stop it again unless it is to stay.
+
+    Raises:
+        RequestError: The run left no model.
+        StepError: The server did not pass; what served before serves on.
+    """
+    folder = RunFolder(volume, parameters["run_name"])
+    digest = _manifest_digest(find_model(folder, rollback=False))
+    earlier = folder.outcome("deploy")
+    if earlier is not None and earlier.result.get("final_manifest") == digest:
+        service = local_service.running(volume, parameters["run_name"])
+        if service is not None if stays(parameters) else True:
+            return dataclasses.replace(earlier, reused=True, seconds=0.0)
+    outcome = _deploy(parameters, folder, volume, say)
+    folder.record_outcome(outcome)
+    return outcome
+
+
+def stays(parameters: Mapping[str, Any]) -> bool:
+    """Whether the server is to stay: who asks for nothing but a service wants one."""
+    return parameters["run_inference"] or parameters["inference_only"]
+
+
+def rollback_here(volume: Path, run_name: str, logs: str = "logs") -> Service:
+    """Serve the model that served before the one that serves now.
+
+    Raises:
+        RequestError: There is no earlier one, or it is gone.
+        StepError: Its server did not pass; what served serves on.
+    """
+    model = find_model(RunFolder(volume, run_name), rollback=True)
+    try:
+        return _start(volume, run_name, model, expected_of(model), logs, event="rolled back")
+    except (ServiceError, GateError) as error:
+        raise StepError(f"rolling {run_name!r} back failed: {error}") from error
+
+
+def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say: Say) -> Outcome:
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    run_name, keep = parameters["run_name"], stays(parameters)
+    serving = local_service.running(volume, run_name)
+    try:
+        # A model that only shows that it can be served need not be better than another.
+        expected = expected_of(
+            folder.final,
+            report=folder.report if keep else None,
+            serving_loss=serving.figures.get("loss") if serving and keep else None,
+            max_regression=parameters["serving"]["max_regression"],
+        )
+        config = {
+            "trust_remote_code": parameters["trust_remote_code"],
+            "engine": parameters["serving"]["engine"],
+            "tensorizer_uri": parameters["serving"]["tensorizer_uri"],
+        }
+        service = _start(volume, run_name, folder.final, expected, parameters["logs"], config)
+        try:
+            told = _ask(service, prompt_of(folder), say)
+        finally:
+            if not keep:
+                local_service.stop(volume, run_name)
+    except (ServiceError, NoAnswerError, GateError) as error:
+        raise StepError(f"the deploy step of {run_name!r} failed: {error}") from error
+    return Outcome(
+        step="deploy",
+        status="done",
+        message=f"serves at {service.url}" if keep else "answered; stopped (run_inference=false)",
+        started=started,
+        seconds=round(time.monotonic() - clock, 3),
+        result={
+            "url": service.url if keep else "",
+            **told,
+            "final_manifest": _manifest_digest(folder.final),
+        },
+    )
+
+
+def _start(
+    volume: Path,
+    run_name: str,
+    model: Path,
+    expected: Expected,
+    logs: str,
+    config: dict[str, Any] | None = None,
+    event: str = "served",
+) -> Service:
+    return local_service.start(
+        volume,
+        run_name,
+        model.relative_to(volume).as_posix(),
+        logs=logs,
+        check=lambda service: check(service.url, service.name, expected),
+        figures={} if expected.loss is None else {"loss": expected.loss},
+        config=config,
+        event=event,
+    )
+
+
+def _ask(service: Service, prompt: str, say: Say) -> dict[str, str]:
+    answer = service_client.ask(service, prompt)
+    curl = service_client.curl_command(service, prompt)
+    say(f"asked {prompt!r}, it answered {answer!r}")
+    say(f"ask it yourself: {curl}")
+    return {"curl": curl, "answer": answer}
+
+
+def _manifest_digest(model: Path) -> str:
+    return hashlib.sha256((model / "manifest.json").read_bytes()).hexdigest()

@@ -1,0 +1,175 @@
+"""A run's service on the cluster: real servers, tried before clients are sent to them.
+
+The tests go in the order of the file: later ones find what the first has left served.
+"""
+
+import json
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cluster_stop import stop_on_cluster
+from flows.parameters import Parameters
+from infra.kubernetes_backend.jobs import KubernetesBackend
+from infra.manifests_settings import ClusterSettings
+from infra.service_client import Address, ask
+from tasks.cluster_deployment import deploy_on_cluster
+from tasks.following import follow_step
+from tasks.specs import step_spec
+from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
+from tests.kubernetes_double.cluster import Cluster
+from tests.serving import trained
+from trainer.errors import StepError
+from trainer.outcome import Outcome
+
+PVC = "finetune-data"
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume for the run `town`."""
+    volume = tmp_path_factory.mktemp("serving") / PVC
+    volume.mkdir()
+    return volume
+
+
+@pytest.fixture(scope="module", params=["kserve", "deployment"])
+def cluster(
+    request: pytest.FixtureRequest, volume: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """A guarded cluster with KServe, and one without."""
+    folder = tmp_path_factory.mktemp("cluster")
+    shutil.rmtree(volume / "town", ignore_errors=True)
+    with Cluster(
+        folder, {PVC: volume}, kserve=request.param == "kserve", manifests=MANIFESTS
+    ) as running:
+        running.node.environment = ENVIRONMENT
+        running.node.labels["gpu.nvidia.com/class"] = "RTX_A5000"
+        yield running
+
+
+@pytest.fixture
+def deploy(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Deploys the run as the flow does, with the orchestrator's own rights."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.folder / f"kubeconfig-{ORCHESTRATOR}"))
+    backend = KubernetesBackend(ClusterSettings(), look_seconds=0.2)
+
+    def deploy(*, rollback: bool = False, said: list[str] | None = None, **given: Any) -> Outcome:
+        values = Parameters(run_name="town", inference_only=True, **given).model_dump()
+        attempt = uuid.uuid4().hex
+        return deploy_on_cluster(
+            values,
+            backend.serving(values["serving"]["kind"]),
+            lambda config: follow_step(
+                backend, step_spec(values, "deploy", config, attempt=attempt), []
+            ),
+            (said if said is not None else []).append,
+            rollback=rollback,
+        )
+
+    return deploy
+
+
+def reachable(cluster: Cluster, url: str) -> Address:
+    """An address of the cluster as this machine reaches it."""
+    for name, place in cluster.node.hosts.items():
+        url = url.replace(name, place)
+    return Address(url)
+
+
+def history(volume: Path) -> list[tuple[str, int]]:
+    lines = (volume / "town/services.jsonl").read_text().splitlines()
+    return [(entry["event"], entry["revision"]) for entry in map(json.loads, lines)]
+
+
+class Asker:
+    """A client that asks the service over and over; every answer must come."""
+
+    def __init__(self, address: Address) -> None:
+        self._address, self.answers, self.errors = address, [], []  # type: ignore[var-annotated]
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> "Asker":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._enough.wait(0.05):
+            try:
+                self.answers.append(answer_of(self._address))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it was a lost request
+                self.errors.append(repr(error))
+
+
+def train(volume: Path, seed: int) -> Path:
+    """Put the model aside that is there, as `no_resume=true` does, and leave another."""
+    final, kept = volume / "town/final", volume / f"town/replaced/before-{seed}/final"
+    if final.exists():
+        kept.parent.mkdir(parents=True)
+        final.rename(kept)
+    return trained.save(final, seed=seed)
+
+
+def answer_of(address: Address) -> str:
+    return ask(address, "Dust", max_tokens=8, temperature=0)
+
+
+def test_a_model_is_served_and_another_takes_over_without_a_gap(
+    cluster: Cluster, volume: Path, deploy: Callable[..., Outcome]
+) -> None:
+    said: list[str] = []
+    train(volume, seed=0)
+    address = reachable(cluster, deploy(said=said).result["url"])
+    assert any("waiting: " in line for line in said)
+    before = answer_of(address)
+    train(volume, seed=1)
+    with Asker(address) as asker:
+        deploy()
+        after = answer_of(address)
+    assert asker.errors == []
+    assert set(asker.answers) == {before, after}
+    assert history(volume) == [("served", 1), ("served", 2)]
+    assert deploy().reused
+    assert history(volume) == [("served", 1), ("served", 2)]
+
+
+@pytest.mark.parametrize("cluster", ["kserve"], indirect=True)
+def test_a_model_that_fails_its_check_gets_no_client(
+    cluster: Cluster, volume: Path, deploy: Callable[..., Outcome]
+) -> None:
+    golden = train(volume, seed=2) / "golden.json"
+    wrong = json.loads(golden.read_text())
+    wrong["prompts"][0]["next_log_prob"] -= 1
+    golden.write_text(json.dumps(wrong))
+    (found,) = cluster.do(lambda: cluster.store.list("inferenceservices"))
+    address = Address(found["status"]["url"])
+    with Asker(address) as asker:
+        with pytest.raises(StepError, match=r"(?s)expected log-probability.*Revision 2 serves on"):
+            deploy()
+        answer_of(address)
+    assert asker.errors == []
+    assert len(set(asker.answers)) == 1
+    assert history(volume) == [("served", 1), ("served", 2)]
+
+
+@pytest.mark.parametrize("cluster", ["kserve"], indirect=True)
+def test_the_model_before_is_rolled_back_to_and_the_service_stops(
+    cluster: Cluster, volume: Path, deploy: Callable[..., Outcome]
+) -> None:
+    served = deploy(rollback=True)
+    assert served.result["model"] == "town/replaced/before-1/final"
+    assert history(volume) == [("served", 1), ("served", 2), ("rolled back", 3)]
+    assert stop_on_cluster(PVC, "town") == ["service"]
+    assert cluster.do(lambda: cluster.store.list("inferenceservices")) == []
+    assert stop_on_cluster(PVC, "town") == []

@@ -1,0 +1,254 @@
+"""Controllers of InferenceServices and Deployments: revisions as Pods, readiness, addresses.
+
+Every Pod is a real server. An address (an InferenceService's or a Service's) is a port of
+this machine that hands connections on to the server which has the traffic. Not here:
+scaling, and with it scaling to zero.
+"""
+
+import asyncio
+import contextlib
+import copy
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from tests.kubernetes_double.admission import violations_of_restricted
+from tests.kubernetes_double.api_objects import container_state
+from tests.kubernetes_double.deletion import delete
+from tests.kubernetes_double.kubelet import Kubelet, Node
+from tests.kubernetes_double.store import Object, Store, generated_suffix
+
+LOOK_SECONDS = 0.05
+MODEL_FOLDER = "/mnt/models"
+OF_KNATIVE = ("minReplicas", "maxReplicas", "canaryTrafficPercent", "timeout")
+
+
+class Forwarder:
+    """A port that hands every connection on to the one that `target` names at that moment."""
+
+    def __init__(self, target: Callable[[], int | None]) -> None:
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._open:
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            with contextlib.suppress(OSError):
+                there = await asyncio.open_connection("127.0.0.1", self._target() or 9)
+                await asyncio.gather(_copy(reader, there[1]), _copy(there[0], writer))
+        finally:
+            writer.close()
+            self._open.discard(task)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+
+
+class ServingControllers:
+    """Look at every service again and again, and make what should be."""
+
+    def __init__(self, store: Store, kubelet: Kubelet, node: Node) -> None:
+        self._store, self._kubelet, self._node = store, kubelet, node
+        self._revisions: dict[str, list[Object]] = {}  # templates, by the service's uid
+        self._latest_ready: dict[str, str] = {}  # revision
+        self._rolled_out: dict[str, str] = {}  # revision that has the traffic
+        self._forwarders: dict[str, tuple[Forwarder, int]] = {}
+
+    async def run(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            try:
+                while True:
+                    for found in self._store.list("inferenceservices"):
+                        await self._inference_service(found, session)
+                    for found in self._store.list("deployments"):
+                        await self._deployment(found, session)
+                    for found in self._store.list("services"):
+                        await self._service(found)
+                    await asyncio.sleep(LOOK_SECONDS)
+            finally:
+                for forwarder, _ in self._forwarders.values():
+                    await forwarder.stop()
+
+    # --- InferenceServices --------------------------------------------------------------
+
+    async def _inference_service(self, found: Object, session: aiohttp.ClientSession) -> None:
+        metadata, predictor = found["metadata"], found["spec"]["predictor"]
+        spec = {key: value for key, value in predictor.items() if key not in OF_KNATIVE}
+        template = {"spec": spec, "annotations": metadata["annotations"]}
+        revisions = self._revisions.setdefault(metadata["uid"], [])
+        if not revisions or revisions[-1] != template:
+            revisions.append(copy.deepcopy(template))
+            name = f"{metadata['name']}-predictor-{len(revisions):05d}"
+            labels = {"serving.kserve.io/inferenceservice": metadata["name"]}
+            labels["serving.knative.dev/revision"] = name
+            self._make_pod(found, name, labels, _with_model(spec))
+        newest = f"{metadata['name']}-predictor-{len(revisions):05d}"
+        pods = {p["metadata"]["name"]: p for p in self._owned(found)}
+        ready = await self._is_ready(pods.get(newest), session)
+        before = self._rolled_out.get(metadata["uid"], "")
+        trial = predictor.get("canaryTrafficPercent") == 0 and before != ""
+        if ready:
+            self._latest_ready[metadata["uid"]] = newest
+        if not trial:
+            # All traffic goes to the newest that is ready, which need not be the newest.
+            self._rolled_out[metadata["uid"]] = self._latest_ready.get(metadata["uid"], "")
+        for name, pod in pods.items():
+            if ready and name not in (newest, self._rolled_out.get(metadata["uid"])):
+                delete(self._store, "pods", pod, "Background", None)
+        port = await self._address(metadata["uid"], lambda: self._rolled_out_port(metadata))
+        status = _status(metadata, newest, ready, pods.get(newest), f"http://127.0.0.1:{port}")
+        if ready:
+            traffic = [{"revisionName": newest, "latestRevision": True, "percent": 100}]
+            traffic[0] |= {"tag": "latest", "url": f"http://127.0.0.1:{self._port(pods[newest])}"}
+            if trial:
+                traffic[0]["percent"] = 0
+                traffic.append({"revisionName": before, "percent": 100, "tag": "prev"})
+            status["components"]["predictor"]["traffic"] = traffic
+        self._set_status("inferenceservices", found, status)
+
+    def _rolled_out_port(self, metadata: Object) -> int | None:
+        name = self._rolled_out.get(metadata["uid"], "")
+        pod = self._store.get("pods", metadata["namespace"], name)
+        return self._port(pod) if pod else None
+
+    # --- Deployments and Services -------------------------------------------------------
+
+    async def _deployment(self, found: Object, session: aiohttp.ClientSession) -> None:
+        metadata, template = found["metadata"], found["spec"]["template"]
+        if not list(self._owned(found)):
+            name = f"{metadata['name']}-{generated_suffix()}"
+            self._make_pod(found, name, template["metadata"]["labels"], template["spec"])
+        (pod,) = self._owned(found)
+        count = int(await self._is_ready(pod, session))
+        status: Object = {"observedGeneration": metadata["generation"], "replicas": 1}
+        status |= {"updatedReplicas": 1, "readyReplicas": count, "availableReplicas": count}
+        if "terminated" in container_state(pod):
+            words = f'ReplicaSet "{metadata["name"]}" has timed out progressing.'
+            late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+            status["conditions"] = [{**late, "message": words}]
+        self._set_status("deployments", found, status)
+
+    async def _service(self, found: Object) -> None:
+        metadata = found["metadata"]
+        if found["spec"].get("clusterIP") == "None":
+            return
+
+        def target() -> int | None:
+            now = self._store.get("services", metadata["namespace"], metadata["name"])
+            wanted = now["spec"]["selector"].items() if now else {("no", "pod")}
+            for pod in self._store.list("pods", metadata["namespace"]):
+                gone = "deletionTimestamp" in pod["metadata"]
+                if not gone and wanted <= pod["metadata"].get("labels", {}).items():
+                    return self._port(pod)
+            return None
+
+        port = await self._address(metadata["uid"], target)
+        self._node.hosts[f"{metadata['name']}.{metadata['namespace']}.svc"] = f"127.0.0.1:{port}"
+
+    # --- what both need -----------------------------------------------------------------
+
+    def _make_pod(self, owner: Object, name: str, labels: Object, spec: Object) -> None:
+        assert violations_of_restricted(spec) == [], "Pod Security would refuse its Pods"
+        metadata = owner["metadata"]
+        reference = {"kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
+        pod = {
+            "metadata": {
+                "name": name,
+                "uid": str(uuid.uuid4()),
+                "labels": labels,
+                "ownerReferences": [{**reference, "apiVersion": owner["apiVersion"]}],
+            },
+            "spec": copy.deepcopy(spec),
+            "status": {"phase": "Pending", "qosClass": "Burstable"},
+        }
+        self._store.create("pods", metadata["namespace"], pod)
+
+    def _owned(self, owner: Object) -> list[Object]:
+        owned = [obj for kind, obj in self._store.owned(owner) if kind == "pods"]
+        return [pod for pod in owned if "deletionTimestamp" not in pod["metadata"]]
+
+    def _port(self, pod: Object) -> int | None:
+        container = self._kubelet.containers.get(pod["metadata"]["uid"])
+        return container.port if container else None
+
+    async def _is_ready(self, pod: Object | None, session: aiohttp.ClientSession) -> bool:
+        """Whether the readiness probe of the Pod's container succeeds."""
+        if pod is None or "running" not in container_state(pod):
+            return False
+        probe = pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]
+        url = f"http://127.0.0.1:{self._port(pod)}{probe['path']}"
+        try:
+            async with session.get(url, timeout=aiohttp.ClientTimeout(5)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def _address(self, uid: str, target: Callable[[], int | None]) -> int:
+        if uid not in self._forwarders:
+            forwarder = Forwarder(target)
+            self._forwarders[uid] = (forwarder, await forwarder.start())
+        return self._forwarders[uid][1]
+
+    def _set_status(self, kind: str, found: Object, status: Object) -> None:
+        metadata = found["metadata"]
+        current = self._store.get(kind, metadata["namespace"], metadata["name"])
+        # Somebody may have changed it while its server was asked.
+        if current and current["metadata"].get("generation") == metadata.get("generation"):
+            self._store.update(kind, {**current, "status": status})
+
+
+def _with_model(spec: Object) -> Object:
+    """What KServe's webhook does for a storage URI of a claim: mount it."""
+    made = copy.deepcopy(spec)
+    container = made["containers"][0]
+    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+    claim, _, folder = variables["STORAGE_URI"].removeprefix("pvc://").partition("/")
+    mount = {"name": "kserve-pvc-source", "mountPath": MODEL_FOLDER, "subPath": folder}
+    container["volumeMounts"].append({**mount, "readOnly": True})
+    source = {"name": "kserve-pvc-source", "persistentVolumeClaim": {"claimName": claim}}
+    made["volumes"].append(source)
+    return made
+
+
+def _status(metadata: Object, newest: str, ready: bool, pod: Object | None, url: str) -> Object:
+    predictor: dict[str, Any] = {"latestCreatedRevision": newest}
+    model: Object = {"transitionStatus": "UpToDate" if ready else "InProgress"}
+    ended = container_state(pod).get("terminated") if pod else None
+    if ready:
+        predictor |= {"latestReadyRevision": newest, "url": url}
+        condition: Object = {"status": "True"}
+    else:
+        words = f'Configuration "{metadata["name"]}-predictor" is waiting for a Revision'
+        condition = {"status": "Unknown", "reason": "RevisionMissing", "message": words}
+    if ended:
+        failure = {"reason": "ModelLoadFailed", "exitCode": ended["exitCode"]}
+        failure["message"] = ended.get("message", "")
+        model = {"transitionStatus": "BlockedByFailedLoad", "lastFailureInfo": failure}
+        model["states"] = {"activeModelState": "", "targetModelState": "FailedToLoad"}
+    return {
+        "observedGeneration": metadata["generation"],
+        "url": url,
+        "conditions": [{"type": kind, **condition} for kind in ("PredictorReady", "Ready")],
+        "components": {"predictor": predictor},
+        "modelStatus": model,
+    }

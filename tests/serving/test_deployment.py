@@ -1,0 +1,90 @@
+"""The deploy step on this machine, by what a user does: run, ask, chat, roll back, stop."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import cli
+from flows.parameters import Parameters
+from infra import local_service
+from tasks.local_deployment import deploy_here
+from tests.serving import trained
+from trainer.errors import RequestError, StepError
+from trainer.outcome import Outcome
+from trainer.run_folder import RunFolder
+
+PVC = "finetune-data"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A volume whose run `town` has left a model of validation loss 3."""
+    run = tmp_path / PVC / "town"
+    trained.save(run / "final")
+    (run / "run.json").write_text(json.dumps({"request": {}, "created": "now"}))
+    evaluated(run, loss=3.0)
+    yield tmp_path
+    local_service.stop(tmp_path / PVC, "town")
+
+
+def evaluated(run: Path, loss: float) -> None:
+    (run / "evaluation.json").write_text(json.dumps({"loss": loss, "base_loss": 4, "samples": []}))
+
+
+def deploy(home: Path, **given: Any) -> Outcome:
+    values = Parameters(run_name="town", inference_only=True, **given).model_dump()
+    return deploy_here(values, home / PVC, print)
+
+
+def finetune(home: Path, *words: str, code: int = 0, typed: str = "") -> str:
+    done = CliRunner().invoke(cli, [*words, "--home", str(home)], input=typed)
+    if code:
+        assert isinstance(done.exception, RequestError)
+        return str(done.exception)
+    assert done.exception is None, done.output
+    return done.stdout
+
+
+def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> None:
+    run = home / PVC / "town"
+    assert "is not served" in finetune(home, "ask", "town", "Dust", code=78)
+    deploy(home)
+    words = ("ask", "town", "Dust", "--max-tokens", "9")
+    assert "no earlier revision" in finetune(home, "rollback", "town", code=78)
+
+    # What `no_resume=true` does: the earlier model is put aside, its service goes on.
+    RunFolder(home / PVC, "town").start_over(attempt="second")
+    assert local_service.running(home / PVC, "town") is not None
+    trained.save(run / "final", seed=1)
+    (run / "run.json").write_text(json.dumps({"request": {}, "created": "now"}))
+    evaluated(run, loss=3.2)
+    with pytest.raises(StepError, match=r"plus max_regression 0.1, got 3\.2"):
+        deploy(home, serving={"max_regression": 0.1})
+    deploy(home, serving={"max_regression": 0.5})
+
+    said = finetune(home, "rollback", "town")
+    assert "revision 3 serves town/replaced/" in said
+    assert finetune(home, *words).startswith("Dust")
+    # Without a chat template the model goes on with the text of both.
+    told = finetune(home, "chat", "town", "--max-tokens", "4", typed="Dust\nThe\n\n")
+    assert len(told.splitlines()) >= 2
+    assert finetune(home, "stop", "town") == "stopped: service\n"
+    entries = [json.loads(line) for line in (run / "services.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["revision"]) for e in entries] == [
+        ("served", 1),
+        ("served", 2),
+        ("rolled back", 3),
+        ("stopped", 3),
+    ]
+    assert entries[0]["model_digest"] == entries[2]["model_digest"] != entries[1]["model_digest"]
+
+
+def test_a_run_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / PVC / "empty").mkdir(parents=True)
+    values = Parameters(run_name="empty", inference_only=True).model_dump()
+    with pytest.raises(RequestError, match="run_name 'empty' left no finished model"):
+        deploy_here(values, tmp_path / PVC, print)

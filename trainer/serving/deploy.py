@@ -1,0 +1,115 @@
+"""The deploy step of a cluster: what needs both the volume and the server.
+
+Asked without a URL it finds what is to be served; with one it holds that server to what
+the training left (see gate.py), and records that it takes over. Loads no torch.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoints import read_manifest
+from trainer.config import DeployConfig
+from trainer.errors import DamagedError, RequestError
+from trainer.run_folder import RunFolder
+from trainer.serving import history
+from trainer.serving.gate import GateError, Observed, expected_of, observe, problems
+from trainer.steps import StepResult
+
+
+def run(config: DeployConfig) -> StepResult:
+    """Find the model, or check its server.
+
+    Raises:
+        RequestError: There is no model, or its server is not to take over; with the reasons.
+    """
+    folder = RunFolder(config.volume, config.run)
+    model = find_model(folder, rollback=config.rollback)
+    report = folder.report if model == folder.final and not config.rollback else None
+    try:
+        expected = expected_of(
+            model,
+            report=report,
+            serving_loss=config.serving_loss,
+            max_regression=config.max_regression,
+        )
+    except GateError as error:
+        raise RequestError(str(error)) from error
+    found = {
+        "model": model.relative_to(config.volume).as_posix(),
+        "model_digest": read_manifest(model).digest,
+        "revision": history.next_revision(folder),
+        "loss": expected.loss,
+    }
+    if not config.url:
+        found["serving"] = _serving(folder, config)
+        if config.rollback:
+            found["earlier"] = history.previous(folder).get("serving", {})
+        return StepResult(result=found, message=f"{found['model']} is to be served")
+    try:
+        observed = observe(config.url, config.name, expected)
+    except GateError as error:
+        raise RequestError(str(error)) from error
+    if wrong := problems(expected, observed):
+        raise RequestError(*wrong)
+    _record(config, folder, found, observed)
+    return StepResult(
+        result={**found, "prompt": prompt_of(folder)},
+        message=f"revision {found['revision']} answers as it was trained to",
+    )
+
+
+def find_model(folder: RunFolder, *, rollback: bool) -> Path:
+    """The folder of the run's newest model, or of the one that served before.
+
+    Raises:
+        RequestError: There is none.
+    """
+    if rollback:
+        return history.model_of(folder, history.previous(folder)["model_digest"])
+    try:
+        read_manifest(folder.final)
+    except DamagedError as error:
+        raise RequestError(
+            f"run_name {folder.root.name!r} left no finished model ({error}). "
+            "Finetune it first, without inference_only."
+        ) from error
+    return folder.final
+
+
+def _serving(folder: RunFolder, config: DeployConfig) -> dict[str, Any]:
+    """What the server that passed last was made from, with its model's place of today."""
+    served = [e for e in history.read_history(folder) if e["event"] != "stopped"]
+    if not served or not served[-1].get("serving"):
+        return {}
+    made_from = served[-1]["serving"]
+    try:
+        place = history.model_of(folder, made_from["model_digest"])
+    except RequestError:  # it was deleted, and its server has it in memory only
+        return made_from
+    return {**made_from, "model": place.relative_to(config.volume).as_posix()}
+
+
+def _record(
+    config: DeployConfig, folder: RunFolder, found: dict[str, Any], observed: Observed
+) -> None:
+    history.append(
+        folder,
+        "rolled back" if config.rollback else "served",
+        revision=found["revision"],
+        model=found["model"],
+        model_digest=found["model_digest"],
+        tokenizer_digest=observed.tokenizer_digest,
+        dtype=observed.dtype,
+        figures={} if found["loss"] is None else {"loss": found["loss"]},
+        serving=config.serving,
+    )
+
+
+def prompt_of(folder: RunFolder) -> str:
+    """A prompt that fits the text: the evaluation's first, else a word."""
+    try:
+        samples = json.loads(folder.report.read_text(encoding="utf-8"))["samples"]
+    except FileNotFoundError:
+        samples = []
+    return samples[0]["prompt"] if samples else "The"
