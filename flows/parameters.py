@@ -17,6 +17,7 @@ from infra.manifests_settings import VARIABLE, ClusterSettings, settings_from_en
 from trainer.config import (
     BatchSize,
     BoundaryIndex,
+    BudgetConfig,
     CheckpointsConfig,
     Count,
     CountOrZero,
@@ -51,6 +52,7 @@ def _from_object_or_text(topic: Any) -> BeforeValidator:
 
 
 Checkpoints = Annotated[CheckpointsConfig, _from_object_or_text(CheckpointsConfig)]
+Budget = Annotated[BudgetConfig, _from_object_or_text(BudgetConfig)]
 Serving = Annotated[ServingConfig, _from_object_or_text(ServingConfig)]
 Lora = Annotated[LoraConfig | None, _from_object_or_text(LoraConfig)]
 
@@ -202,6 +204,8 @@ class Parameters(BaseModel):
     """Secret with Weights & Biases' key: a Kubernetes Secret; here a variable or Prefect block."""
     cluster: Cluster = {}
     """Where and how Jobs run, over FINETUNE_CLUSTER: nodes=1, namespace, queue, secrets, ..."""
+    budget: Budget = BudgetConfig()
+    """What the plan may not exceed: max_dollars=0, max_hours=0 (0: no limit), deadline=''."""
     serving: Serving = ServingConfig()
     """How it is served: max_regression=0, kind='', min_replicas=0, max_replicas=1, gpus=1, ..."""
 
@@ -219,7 +223,7 @@ class Parameters(BaseModel):
 NOT_DEFINING = frozenset(
     "pvc region cluster logs project_id wandb_key no_resume retokenize run_inference "
     "inference_only inference_gpu trainer_gpu trainer_gpus trainer_cores trainer_ram "
-    "finetuner_image finetuner_tag checkpoints serving".split()
+    "finetuner_image finetuner_tag checkpoints budget serving".split()
 )
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -191,6 +192,27 @@ class LoraConfig:
     """Share of the adapters' input dropped in training."""
     target_modules: list[str] = field(default_factory=list)
     """Names of the layers that get one; empty: what peft knows for the architecture."""
+
+
+def _moment(value: str) -> str:
+    if value:
+        datetime.fromisoformat(value)
+    return value
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BudgetConfig:
+    """What a run may take: one that is planned to take more is refused before it begins."""
+
+    max_dollars: PositiveOrZero = 0.0
+    """Of cores, memory and GPUs, at the catalogue's prices; 0: no limit."""
+    max_hours: PositiveOrZero = 0.0
+    """From start to end; 0: no limit."""
+    deadline: Moment = ""
+    """When it must be done: a date or time by ISO 8601, UTC unless it says so; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

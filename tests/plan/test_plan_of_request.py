@@ -10,6 +10,7 @@ from flows.parameters import Parameters
 from flows.plan_request import plan_request
 from flows.planning import Plan
 from tests.plan.models import GPT_2
+from trainer.config import load_parameters
 from trainer.errors import RequestError
 from trainer.plan_facts import step_seconds
 
@@ -53,6 +54,29 @@ def test_what_earlier_runs_measured_corrects_the_time_once(home: Path) -> None:
     leave_a_run(home, "two", second, second.seconds_per_step)
     assert planned(home).correction == pytest.approx(3, rel=1e-3)
     assert planned(home, on_cluster=True).correction == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ('{"max_dollars": 0.001}', "budget.max_dollars is too little (got 0.001)"),
+        ('{"max_hours": 0.001}', "budget.max_hours is too little (got 0.001)"),
+        ('{"deadline": "2020-01-01"}', "budget.deadline is too early (got 2020-01-01)"),
+    ],
+)
+def test_a_run_beyond_its_budget_is_refused(home: Path, budget: str, told: str) -> None:
+    (problem,) = planned(home, on_cluster=True, budget=budget).problems
+    assert problem.startswith(told)
+    enough = '{"max_dollars": 1000, "max_hours": 1000, "deadline": "2999-01-01T00:00"}'
+    assert planned(home, on_cluster=True, budget=enough).problems == []
+
+
+@pytest.mark.parametrize(
+    "budget", ['{"deadline": "soon"}', '{"max_hours": -1}', '{"max_euros": 5}']
+)
+def test_a_budget_that_says_nothing_sensible_is_refused(budget: str) -> None:
+    with pytest.raises(RequestError, match=r"^budget\."):
+        load_parameters(Parameters, {"run_name": "run", "budget": budget})
 
 
 def test_a_step_takes_what_most_took(home: Path) -> None:
