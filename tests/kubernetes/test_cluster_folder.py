@@ -164,6 +164,22 @@ def test_the_orchestrators_job_is_accepted_under_the_restricted_standard() -> No
     assert "nvidia.com/gpu" not in json.dumps(job)
 
 
+def test_the_workers_pool_starts_pods_where_the_worker_is(tmp_path: Path) -> None:
+    container = named("Deployment", "finetune-worker")["spec"]["template"]["spec"]["containers"][0]
+    shell, option, script = container["command"]
+    made = tmp_path / "template.json"
+    filled_in, worker = script.split(" && exec ")
+    filled_in = filled_in.replace("/app/", f"{ROOT}/").replace("/tmp/template.json", str(made))
+    environment = {"PATH": os.environ["PATH"], "NAMESPACE": "research"}
+    subprocess.run([shell, option, filled_in], env=environment, check=True)
+    template = json.loads(made.read_text())
+    namespace = template["variables"]["properties"]["namespace"]
+    assert namespace.pop("default") == "research"
+    namespace["default"] = "default"
+    assert template == TEMPLATE
+    assert "--base-job-template=/tmp/template.json" in worker
+
+
 def test_another_claim_is_mounted_under_its_name() -> None:
     pod = job_of_the_worker(pvc="other")["spec"]["template"]["spec"]
     assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/other"
