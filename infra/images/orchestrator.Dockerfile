@@ -12,6 +12,7 @@ RUN pip install --no-cache-dir --constraint requirements.lock \
     kubernetes_asyncio \
     prefect \
     prefect-kubernetes \
+    psutil \
     pydantic \
     pyyaml \
     rich \

@@ -12,6 +12,7 @@ COPY requirements.lock .
 # What trainer/ imports, and what its dependencies load by name; versions are the lock's.
 RUN pip install --no-cache-dir --constraint requirements.lock \
     annotated-types \
+    boto3 \
     deepspeed \
     fastapi \
     fastokens \
@@ -27,6 +28,7 @@ RUN pip install --no-cache-dir --constraint requirements.lock \
     psutil \
     pyarrow \
     pydantic \
+    pydantic_core \
     s3fs \
     safetensors \
     starlette \
@@ -36,6 +38,8 @@ RUN pip install --no-cache-dir --constraint requirements.lock \
     torch \
     transformers \
     uvicorn \
+    wandb \
+    xxhash \
     zstandard
 COPY trainer ./trainer
 RUN python -m compileall -q trainer

@@ -120,8 +120,8 @@ class _Server(uvicorn.Server):
 @contextlib.contextmanager
 def _stopped_by_signals(server: _Server) -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
+        server.stop()  # first: whoever read what we print may be gone
         print(f"{signal.Signals(signum).name}: finishing what is under way", flush=True)
-        server.stop()
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
