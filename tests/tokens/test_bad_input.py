@@ -73,6 +73,18 @@ def test_a_bad_line_of_jsonl_is_named_by_its_number(volume, line, message, befor
     assert f"a/b.jsonl:{2 * before + 1} {message}" in got
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"word " * 9 + b"ACGT" * (3 << 19), "a.txt has a text that is too long"),
+        ("a.jsonl", b'{"text": "' + b"a b " * (5 << 20) + b'"}', "a.jsonl:1 is too long"),
+    ],
+)
+def test_text_that_no_memory_holds_is_refused(volume: Volume, name, content, message):
+    volume.write({name: content})
+    assert message in refused(volume)
+
+
 def test_a_parquet_row_without_text(volume: Volume):
     from tests.tokens.test_inputs import parquet
 
@@ -162,10 +174,9 @@ def test_a_file_that_changes_while_it_is_read_gives_no_piece(volume: Volume):
         dtype="<u2",
         fast=False,
         cuts=True,
-        folder=str(volume.root / "pieces"),
     )
     part = whole_part(source, "0" * 64, "text")
     (folder / "a.txt").write_text(story(2, 2_500))  # after its digest was taken
     with pytest.raises(StepError, match=r"a\.txt changed while it was read"):
-        PieceMaker(recipe).make(part, source.stamp)
+        PieceMaker(recipe).make(part, source.stamp, str(volume.root / "pieces/00/piece"))
     assert not [path for path in (volume.root / "pieces").rglob("*") if path.is_file()]

@@ -181,6 +181,17 @@ def test_a_damaged_store_is_noticed_and_made_again(volume: Volume, name: str, ha
     assert content(store) == good
 
 
+def test_a_changed_figure_in_the_manifest_is_noticed(volume: Volume):
+    store = volume.store(FILES)
+    path = store.folder / MANIFEST
+    good = path.read_text()
+    path.write_text(good.replace('"num_train_contexts": ', '"num_train_contexts": 1'))
+    with pytest.raises(DamagedError, match="other content than when it was written"):
+        TokenStore.open(store.folder)
+    assert not volume.run().reused
+    assert path.read_text() == good
+
+
 @pytest.mark.parametrize("harm", ["cut", "altered", "empty"])
 def test_a_damaged_piece_is_encoded_again(volume: Volume, harm: str):
     good = content(volume.store(FILES))
@@ -233,3 +244,14 @@ def test_killed_while_encoding_it_leaves_no_store_and_goes_on(volume: Volume, ho
     shutil.rmtree(volume.root / "tokens")
     shutil.rmtree(volume.root / "cache/tokens/pieces")
     assert content(volume.store(None, context=256)) == good
+
+
+def test_stopped_while_a_huge_file_is_digested_it_ends_at_once(volume: Volume):
+    volume.write({"huge.txt": "a"})
+    os.truncate(volume.root / "tales/huge.txt", 1 << 40)  # it has holes, and takes no room
+    process = start(volume)
+    assert process.stdout
+    assert any('"digest"' in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 143, output

@@ -12,6 +12,8 @@ import zstandard
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.prose import story
 from trainer.errors import RequestError, StepError
+from trainer.tokens import digests, reading
+from trainer.tokens.sources import open_source
 
 STORIES = [story(at, 1_500) for at in range(5)] + ["", "last, without a newline"]
 LINES = "\n".join(json.dumps({"text": text, "id": 1}) for text in STORIES).encode()
@@ -160,6 +162,21 @@ def test_a_bucket_gives_what_a_folder_gives(volume: Volume, bucket):
     assert not volume.run(**options).reused
     store = volume.store(dataset="s3://corpus/v10/no.txt")
     assert store.manifest.totals["documents"] == 1
+
+
+def test_a_remote_file_is_read_once_and_no_copy_stays(volume: Volume, bucket, monkeypatch):
+    bucket.put_object(Bucket="corpus", Key="once/a.txt", Body=BIG)
+    opened = []
+
+    def counted(location: str, remote: bool):
+        opened.extend([location] if remote else [])
+        return open_source(location, remote)
+
+    for module in (digests, reading):
+        monkeypatch.setattr(module, "open_source", counted)
+    volume.run(dataset="s3://corpus/once", context=4096)
+    assert opened == ["s3://corpus/once/a.txt"]
+    assert not list(volume.root.glob("cache/tokens/copies/*"))
 
 
 def test_errors_of_a_bucket_name_the_object(volume: Volume, bucket):

@@ -32,6 +32,8 @@ class Parts(NamedTuple):
     def of(self, held: bool, position: int, file: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of one stream, and the records of their documents from `position` on."""
         wanted = self.held == held
+        if not wanted.any():
+            return self.ids[:0], np.empty(0, DOCUMENT)
         ids = self.ids if wanted.all() else self.ids[np.repeat(wanted, self.lengths)]
         lengths = self.lengths[wanted]
         fresh = self.fresh[wanted]
@@ -187,6 +189,8 @@ class ContextWriter:
 
     def feed(self, file: int, ids: np.ndarray, records: np.ndarray) -> None:
         """Append ids of `file`, and records of documents whose `start` is in this stream."""
+        if not len(ids):
+            return
         self.tally.begin_file(file, self.position)
         self.tally.add_encoded(file, len(ids))
         self.position += len(ids)

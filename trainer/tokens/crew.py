@@ -30,8 +30,8 @@ MOST_WORKERS = 4
 _QUEUED = 2
 """Tasks a worker holds, so that it never waits for the next."""
 
-Batch = list[tuple[Part, str]]
-"""Parts to make pieces of, each with its source's stamp."""
+Batch = list[tuple[Part, str, str]]
+"""Parts to make pieces of, each with its source's stamp and the piece's path."""
 
 
 def available_cores() -> int:

@@ -13,6 +13,11 @@ import re
 PIECE_BYTES = 1 << 20
 """Aim of a piece; small enough that a worker's memory is its tokenizer's."""
 WINDOW_BYTES = 1 << 16
+MOST_UNCUT_BYTES = 4 << 20
+"""Longest stretch without a place to cut: an encoder takes up to 60 times as much memory."""
+MOST_WHOLE_BYTES = 16 << 20
+"""Longest document that is encoded whole, with a tokenizer whose text may not be cut, and
+longest line of JSONL."""
 
 CUT = re.compile(r"[^\W_n](?=\r?\n[^\W_]| [^\W_])|[\u3041-\u30fa\u4e00-\u9fff](?=[，。、][^\W_])")
 

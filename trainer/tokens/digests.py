@@ -1,23 +1,32 @@
 """The SHA-256 of every source file, remembered by size, mtime and inode.
 
 The memory is one small JSON file for each dataset under `cache/`; without it, or for
-files it can't vouch for, the files are read, on all cores.
+files it can't vouch for, the files are read, on all cores. What is not UTF-8 is found
+there, before anything is encoded. A remote file is read once: its bytes are kept until
+the store is made.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import IO
 
 from trainer.errors import StepError
 from trainer.outcome import write_atomically
+from trainer.tokens.documents import whole_part
+from trainer.tokens.progress import Progress
+from trainer.tokens.reading import valid_blocks
 from trainer.tokens.sources import Source, open_source
 
 _READ_BYTES = 1 << 20
+_GROUP_FILES = 16
+_POLL_SECONDS = 0.2
 _TOO_YOUNG_NS = 50_000_000
 """A file changed this short before it was read may change again with the same mtime."""
 
@@ -34,22 +43,22 @@ class DigestMemory:
             read = json.loads(path.read_text(encoding="utf-8"))
             self.known, self._files = dict(read["sources"]), dict(read["stores"])
 
-    def of(self, sources: Iterable[Source], paranoid: bool = False) -> list[str]:
+    def of(self, sources: Iterable[Source], copies: Path, paranoid: bool = False) -> list[str]:
         """The digest of each source, in hex; reads those that are new or changed.
 
         Args:
             sources: The dataset's files.
+            copies: Folder for the bytes of remote files; see `nearest`.
             paranoid: Read all of them, whatever the memory holds.
         Raises:
+            RequestError: A text file is not UTF-8; it is named, with the place.
             StepError: A file can't be read; it is named.
         """
         sources = list(sources)
         fresh = [s for s in sources if paranoid or not self._vouches(s)]
         if fresh:
             started_ns = time.time_ns()
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                digests = dict(zip(fresh, pool.map(source_digest, fresh), strict=True))
-            for source, digest in digests.items():
+            for source, digest in zip(fresh, Reading(fresh, copies).digests(), strict=True):
                 young = started_ns - source.modified_ns < _TOO_YOUNG_NS
                 self.known[source.location] = ["" if young else source.stamp, digest]
             self.known = {s.location: self.known[s.location] for s in sources}
@@ -76,16 +85,74 @@ class DigestMemory:
         return bool(stamp) and stamp == source.stamp
 
 
-def source_digest(source: Source) -> str:
-    """SHA-256 of the file as it is stored; raises StepError with its name."""
-    digest = hashlib.sha256()
-    try:
-        with open_source(source.location, source.remote) as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-    except OSError as error:
-        raise StepError(f"{source.location} can't be read: {error}") from error
-    return digest.hexdigest()
+class Reading:
+    """Reads files on all cores, for their digests."""
+
+    def __init__(self, sources: list[Source], copies: Path) -> None:
+        self.sources, self.copies = sources, copies
+        self._done_bytes = 0
+        self._lock, self._stop = threading.Lock(), threading.Event()
+
+    def digests(self) -> list[str]:
+        """SHA-256 of each file as it is stored; raises StepError with a file's name."""
+        if any(source.remote for source in self.sources):
+            self.copies.mkdir(parents=True, exist_ok=True)
+        progress = Progress("digest", sum(source.size for source in self.sources))
+        groups = [
+            self.sources[at : at + _GROUP_FILES] for at in range(0, len(self.sources), _GROUP_FILES)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            reading = [pool.submit(self._group, group) for group in groups]
+            left = set(reading)
+            try:
+                while left:  # woken now and then, so that a signal ends it at once
+                    done, left = wait(left, _POLL_SECONDS)
+                    for group in done:
+                        group.result()
+                    progress.reach(self._done_bytes)
+            finally:
+                self._stop.set()
+        return [digest for group in reading for digest in group.result()]
+
+    def _group(self, sources: list[Source]) -> list[str]:
+        return [self._digest(source) for source in sources]
+
+    def _digest(self, source: Source) -> str:
+        digest = hashlib.sha256()
+        beside = self.copies / f".{os.getpid()}-{threading.get_ident()}"
+        with open(beside, "wb") if source.remote else contextlib.nullcontext() as copy:
+            blocks = self._blocks(source, digest, copy)
+            if source.kind != "parquet" and not source.compression:
+                blocks = valid_blocks(blocks, whole_part(source, "", ""))
+            for _ in blocks:
+                pass
+        if source.remote and not self._stop.is_set():
+            os.replace(beside, self.copies / digest.hexdigest())
+        return digest.hexdigest()
+
+    def _blocks(self, source: Source, digest: "hashlib._Hash", copy: IO | None) -> Iterator[bytes]:
+        """A file's blocks, while they are counted, hashed and copied."""
+        try:
+            with open_source(source.location, source.remote) as file:
+                # No larger than the file: making room for a block takes longer than a small one.
+                block_bytes = min(_READ_BYTES, source.size + 1)
+                while not self._stop.is_set() and (block := file.read(block_bytes)):
+                    digest.update(block)
+                    if copy:
+                        copy.write(block)
+                    with self._lock:
+                        self._done_bytes += len(block)
+                    yield block
+        except OSError as error:
+            raise StepError(f"{source.location} can't be read: {error}") from error
+
+
+def nearest(source: Source, digest: str, copies: Path) -> Source:
+    """Where a source is best read: a remote one from its copy, while there is one."""
+    path = copies / digest
+    if not source.remote or not path.is_file():
+        return source
+    return source._replace(location=str(path), remote=False, stamp=_file_stamp(path))
 
 
 def _file_stamp(path: Path) -> str:

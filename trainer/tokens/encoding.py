@@ -92,7 +92,19 @@ def _installed(package: str) -> str:
 
 
 def recipe(work: Work, proof: Proof) -> Recipe:
-    """How pieces are made; its folder is named by all that decides their content."""
+    """How pieces are made."""
+    return Recipe(
+        tokenizer=work.tokenizer_path,
+        sanitize=work.config.sanitize,
+        eot=work.ids.eot,
+        dtype=work.vocabulary.dtype.str,
+        fast=proof.fast,
+        cuts=proof.cuts,
+    )
+
+
+def pieces_folder(work: Work, proof: Proof) -> Path:
+    """Where the pieces are kept: named by all that decides their content."""
     decides = [
         PIECES_FORMAT,
         work.vocabulary.digest,
@@ -102,12 +114,4 @@ def recipe(work: Work, proof: Proof) -> Recipe:
         proof.cuts,
     ]
     named = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-    return Recipe(
-        tokenizer=work.tokenizer_path,
-        sanitize=work.config.sanitize,
-        eot=work.ids.eot,
-        dtype=work.vocabulary.dtype.str,
-        fast=proof.fast,
-        cuts=proof.cuts,
-        folder=str(work.cache / "pieces" / named),
-    )
+    return work.cache / "pieces" / named

@@ -56,10 +56,11 @@ class LoadedPiece(NamedTuple):
     """Of its documents, PIECE_DOCUMENT."""
 
 
-def load_piece(path: Path) -> LoadedPiece | None:
+def load_piece(path: str) -> LoadedPiece | None:
     """The piece at `path`, or None where there is no whole one, every byte looked at."""
     try:
-        content = path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
         length, magic = _TRAILER.unpack(content[-_TRAILER.size :])
         end = len(content) - _TRAILER.size - length
         if magic != MAGIC or end < 0:
@@ -149,7 +150,7 @@ class PieceWriter:
         self._file.write(block)
 
 
-def piece_path(folder: Path, part: Part) -> Path:
+def piece_path(folder: Path, part: Part) -> str:
     """Where the piece of `part` is kept in `folder`, that of one encoder and its options.
 
     Named by what it is made from, so that a file that moved or was renamed is found again.
@@ -158,4 +159,4 @@ def piece_path(folder: Path, part: Part) -> Path:
     if part.kind != "text":
         reads.append(part.text_field)
     how = hashlib.sha256(json.dumps(reads).encode()).hexdigest()[:12]
-    return folder / part.digest[:2] / f"{part.digest}-{how}"
+    return f"{folder}/{part.digest[:2]}/{part.digest}-{how}"

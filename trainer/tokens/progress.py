@@ -1,4 +1,4 @@
-"""How far the encoding is: MB and tokens per second, share done, time left."""
+"""How far reading and encoding are: MB and tokens per second, share done, time left."""
 
 import time
 
@@ -28,6 +28,10 @@ class Progress:
         if time.monotonic() - self._told >= _EVERY_SECONDS:
             self._tell()
 
+    def reach(self, size: int) -> None:
+        """Say that so many bytes are done, of work that makes no tokens."""
+        self.add(size - self.done, 0)
+
     def end(self) -> None:
         """Say how it ended."""
         self.done = self.total
@@ -43,6 +47,6 @@ class Progress:
             total=round(self.total / 1e6, 3),
             unit="MB",
             per_second=round(speed / 1e6, 3),
-            tokens_per_second=round(self.tokens / seconds),
+            tokens_per_second=round(self.tokens / seconds) if self.tokens else None,
             remaining_seconds=round((self.total - self.done) / speed, 1) if speed else None,
         )

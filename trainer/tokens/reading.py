@@ -13,7 +13,7 @@ from typing import BinaryIO
 from trainer.errors import RequestError, StepError
 from trainer.tokens.cuts import PIECE_BYTES, WINDOW_BYTES, cut_bytes
 from trainer.tokens.documents import Part, Text
-from trainer.tokens.records import damaged, jsonl_texts, parquet_texts, then
+from trainer.tokens.records import check_uncut, damaged, jsonl_texts, parquet_texts, then
 from trainer.tokens.sources import open_source
 
 _BLOCK_BYTES = 1 << 18
@@ -33,7 +33,7 @@ def read_texts(part: Part) -> Iterator[Text | None]:
             if part.kind == "parquet":
                 yield from parquet_texts(file, part)
                 return
-            blocks = _valid(_blocks(file, part), part)
+            blocks = valid_blocks(_blocks(file, part), part)
             yield from (jsonl_texts if part.kind == "jsonl" else _text)(blocks, part)
     except _damage(part.compression) as error:
         raise damaged(part, error) from error
@@ -85,7 +85,7 @@ def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it ends in the middle of a frame")
 
 
-def _valid(blocks: Iterator[bytes], part: Part) -> Iterator[bytes]:
+def valid_blocks(blocks: Iterator[bytes], part: Part) -> Iterator[bytes]:
     """The same blocks, without a byte order mark; raises RequestError unless they are UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, pending = part.start, 0
@@ -118,6 +118,7 @@ def _text(blocks: Iterator[bytes], part: Part) -> Iterator[Text]:
     first = part.start == 0
     buffer = bytearray()
     searched = PIECE_BYTES  # no cut between here and there
+    offset = part.start  # of the buffer
     for block in blocks:
         buffer += block
         while part.cut and len(buffer) >= searched + WINDOW_BYTES:
@@ -128,5 +129,7 @@ def _text(blocks: Iterator[bytes], part: Part) -> Iterator[Text]:
                 continue
             yield Text(bytes(buffer[: searched + cut]), first, last=False)
             del buffer[: searched + cut]
+            offset += searched + cut
             first, searched = False, PIECE_BYTES
+        check_uncut(part, len(buffer), f"from offset {offset:,} on")
     yield Text(bytes(buffer), first, last=part.stop == part.whole)

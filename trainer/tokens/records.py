@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from trainer.errors import RequestError
-from trainer.tokens.cuts import PIECE_BYTES, cut_text
+from trainer.tokens.cuts import MOST_UNCUT_BYTES, MOST_WHOLE_BYTES, PIECE_BYTES, cut_text
 from trainer.tokens.documents import Part, Text
 from trainer.tokens.sources import open_source
 
@@ -22,6 +22,18 @@ def damaged(part: Part, error: Exception) -> RequestError:
     )
 
 
+def check_uncut(part: Part, size: int, place: str) -> None:
+    """Raise RequestError for text that can't be encoded within the memory there is."""
+    most = MOST_UNCUT_BYTES if part.cut else MOST_WHOLE_BYTES
+    if size > most + PIECE_BYTES:
+        why = "no place to cut it" if part.cut else "a tokenizer whose text may not be cut"
+        raise RequestError(
+            f"dataset file {part.path} has a text that is too long to encode in one piece (got "
+            f"{size:,} bytes {place}, and {why}). At most {most >> 20} MiB fit into memory. "
+            "Put line breaks or spaces between its words, or cut it into several documents."
+        )
+
+
 def then(blocks: Iterator[bytes], last: bytes) -> Iterator[bytes]:
     yield from blocks
     yield last
@@ -32,13 +44,13 @@ def then(blocks: Iterator[bytes], last: bytes) -> Iterator[bytes]:
 
 def jsonl_texts(blocks: Iterator[bytes], part: Part) -> Iterator[Text | None]:
     rest: list[bytes] = []
-    number = 0
+    number = length = 0
     for block in then(blocks, b"\n"):
         *ended, last = block.split(b"\n")
         for line in ended:
             if rest:
                 line = b"".join([*rest, line])
-                rest = []
+                rest, length = [], 0
             number += 1
             if line and not line.isspace():
                 yield from _in_parts(_line_text(line, part, number), part)
@@ -46,6 +58,13 @@ def jsonl_texts(blocks: Iterator[bytes], part: Part) -> Iterator[Text | None]:
                 yield None
         if last:
             rest.append(last)
+            length += len(last)
+            if length > MOST_WHOLE_BYTES:
+                raise RequestError(
+                    f"dataset file {part.path}:{_line_number(part, number + 1)} is too long (got "
+                    f"more than {length:,} bytes). A line of JSONL has at most "
+                    f"{MOST_WHOLE_BYTES >> 20} MiB. Cut it into several, or make it a .txt file."
+                )
 
 
 def _line_text(line: bytes, part: Part, number: int) -> str:
@@ -101,12 +120,12 @@ def _line_number(part: Part, number: int) -> int:
 
 
 def _in_parts(text: str, part: Part) -> Iterator[Text]:
-    if not part.cut or len(text) <= 2 * PIECE_BYTES:
-        yield Text(_utf8(text))
-        return
-    parts = cut_text(text, PIECE_BYTES)
+    long = part.cut and len(text) > 2 * PIECE_BYTES
+    parts = cut_text(text, PIECE_BYTES) if long else [text]
     for index, piece in enumerate(parts):
-        yield Text(_utf8(piece), index == 0, index == len(parts) - 1)
+        encoded = _utf8(piece)
+        check_uncut(part, len(encoded), f"that begin {piece[:40]!r}")
+        yield Text(encoded, index == 0, index == len(parts) - 1)
 
 
 def _utf8(text: str) -> bytes:

@@ -24,7 +24,7 @@ from trainer.errors import DamagedError, RequestError
 from trainer.outcome import sync_folder
 from trainer.steps import StepResult
 from trainer.tokens import store as stores
-from trainer.tokens.digests import DigestMemory
+from trainer.tokens.digests import DigestMemory, nearest
 from trainer.tokens.lock import only_one
 from trainer.tokens.sources import Source, in_order, list_sources
 from trainer.tokens.store import Manifest, TokenStore, read_manifest
@@ -62,12 +62,14 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
     sources = list_sources(config.volume, config.dataset)
     sources = in_order(sources, config.reorder, config.random_seed)
     memory = _digest_memory(volume, config.dataset)
-    digests = memory.of(sources, config.paranoid)
+    copies = volume / CACHE / "copies" / memory.path.stem
+    digests = memory.of(sources, copies, config.paranoid)
     token_digest = tokenizer_digest(tokenizer)
     options = store_options(config, sources)
     key = store_key(sources, digests, token_digest, options)
     folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
     if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
+        shutil.rmtree(copies, ignore_errors=True)
         return _result(volume, found, started, reused=True)
     with only_one(volume / CACHE / "locks" / folder.name):
         if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
@@ -77,9 +79,12 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
 
         taken = reference.is_token_file(config.dataset)
         make_store = reference.make_store if taken else making.make_store
+        pairs = zip(sources, digests, strict=True)
+        sources = [nearest(source, digest, copies) for source, digest in pairs]
         with _beside(folder) as beside:
             make_store(config, beside, key, options, sources, digests, tokenizer, token_digest)
         memory.vouch_for(folder / name for name in stores.FILES)
+        shutil.rmtree(copies, ignore_errors=True)
     return _result(volume, TokenStore.open(folder), started, reused=False)
 
 

@@ -7,13 +7,12 @@ whole corpus to be looked at, and the first pieces are packed while others are m
 import contextlib
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from trainer.tokens.crew import Batch, Crew
 from trainer.tokens.cuts import PIECE_BYTES
 from trainer.tokens.documents import Part
 from trainer.tokens.encoder import Proof
-from trainer.tokens.encoding import ALONE_BYTES, Work, recipe
+from trainer.tokens.encoding import ALONE_BYTES, Work, pieces_folder, recipe
 from trainer.tokens.parts import plan_parts
 from trainer.tokens.pieces import LoadedPiece, load_piece, piece_path
 from trainer.tokens.progress import Progress
@@ -30,10 +29,10 @@ class Supply:
     ) -> None:
         self.work, self.recipe = work, recipe(work, proof)
         self.progress = Progress("tokenize", sum(source.size for source in work.sources))
-        self._folder = Path(self.recipe.folder)
-        self._paths: dict[int, list[Path]] = {}
+        self._folder = pieces_folder(work, proof)
+        self._paths: dict[int, list[str]] = {}
         self._seen = (0, 0)  # the first file, and its first piece, that was not looked for
-        self._missing: dict[Path, int] = {}  # with their share of the file's bytes
+        self._missing: dict[str, int] = {}  # with their share of the file's bytes
         self._crew = crew
         self._begin(crews)
 
@@ -43,14 +42,14 @@ class Supply:
         begun: list[Batch] = []
         for batch in batches:
             begun.append(batch)
-            if sum(part.stop - part.start for some in begun for part, _ in some) > ALONE_BYTES:
+            if sum(part.stop - part.start for some in begun for part, *_ in some) > ALONE_BYTES:
                 break
         else:
             self._crew = None
             maker = PieceMaker(self.recipe) if begun else None
             for batch in begun:
                 assert maker
-                ids = sum(maker.make(part, stamp) for part, stamp in batch)
+                ids = sum(maker.make(*wanted) for wanted in batch)
                 self._made(batch, ids)
             return
         self._crew = self._crew or crews.enter_context(self.work.crew())
@@ -82,15 +81,14 @@ class Supply:
                 self._made(batch, ids)
 
     def _made(self, batch: Batch, ids: int) -> None:
-        paths = (piece_path(self._folder, part) for part, _ in batch)
-        self.progress.add(sum(self._missing.pop(path) for path in paths), ids)
+        self.progress.add(sum(self._missing.pop(path) for *_, path in batch), ids)
 
     def _batches(self) -> Iterator[Batch]:
         """Missing parts in groups worth a message to a worker."""
         batch: Batch = []
         size = 0
-        for part, stamp in self._missing_parts():
-            batch.append((part, stamp))
+        for part, stamp, path in self._missing_parts():
+            batch.append((part, stamp, path))
             size += part.stop - part.start
             if size >= PIECE_BYTES or len(batch) == _BATCH_FILES:
                 yield batch
@@ -98,8 +96,8 @@ class Supply:
         if batch:
             yield batch
 
-    def _missing_parts(self) -> Iterator[tuple[Part, str]]:
-        """The parts that have no sound piece, each with its source's stamp."""
+    def _missing_parts(self) -> Iterator[tuple[Part, str, str]]:
+        """The parts that have no sound piece; see crew.Batch."""
         config = self.work.config
         for index, source in enumerate(self.work.sources):
             digest = self.work.digests[index]
@@ -118,4 +116,4 @@ class Supply:
                     self.progress.skip(size)
                 self._seen = (index + 1, 0) if last else (index, at + 1)
                 if wanted:
-                    yield part, source.stamp
+                    yield part, source.stamp, path

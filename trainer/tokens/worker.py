@@ -25,7 +25,7 @@ from trainer.errors import RequestError, StepError
 from trainer.tokens.cuts import PIECE_BYTES
 from trainer.tokens.documents import Part, Text, whole_part
 from trainer.tokens.encoder import Encoder, OwnEncoder, fast_encoder, prove
-from trainer.tokens.pieces import PieceWriter, piece_path
+from trainer.tokens.pieces import PieceWriter
 from trainer.tokens.reading import read_texts
 from trainer.tokens.sanitize import mend_encoding, sanitize
 from trainer.tokens.sources import Source, current_stamp
@@ -47,8 +47,6 @@ class Recipe:
     dtype: str
     fast: bool
     cuts: bool
-    folder: str
-    """Where the pieces go."""
 
 
 class PieceMaker:
@@ -61,16 +59,17 @@ class PieceMaker:
         fast = fast_encoder(tokenizer_json) if recipe.fast else None
         self.encoder: Encoder = fast or OwnEncoder(tokenizer_json, recipe.cuts)
 
-    def make(self, part: Part, stamp: str) -> int:
+    def make(self, part: Part, stamp: str, path: str) -> int:
         """Make the piece of `part`; nothing is there unless all of it was read.
 
         Args:
             part: What to read.
             stamp: Of the source when its digest was taken.
+            path: Where the piece is to be.
         Returns:
             How many ids the piece has.
         """
-        with PieceWriter(piece_path(Path(self.recipe.folder), part), self.dtype) as writer:
+        with PieceWriter(Path(path), self.dtype) as writer:
             batch = _Batch(self, writer, part)
             for text in read_texts(part):
                 batch.add(text)
@@ -195,7 +194,8 @@ def answer(task: dict[str, Any], makers: dict[str, PieceMaker]) -> dict[str, Any
         return prove(read_tokenizer(task["tokenizer"]), samples)._asdict()
     if "maker" not in makers:
         makers["maker"] = PieceMaker(Recipe(**task["recipe"]))
-    return {"ids": sum(makers["maker"].make(Part(*part), stamp) for part, stamp in task["make"])}
+    maker = makers["maker"]
+    return {"ids": sum(maker.make(Part(*part), stamp, path) for part, stamp, path in task["make"])}
 
 
 def read_tokenizer(path: str) -> str:
