@@ -1,0 +1,123 @@
+"""Comparing runs, and new runs out of a recorded one: folders alone, nothing is trained here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import again
+from flows.comparing import compare, same_model
+from flows.parameters import Parameters
+from trainer.checkpoints import seal, verify
+from trainer.errors import RequestError
+from trainer.run_folder import RunFolder
+
+PVC = "finetune-data"
+REQUEST = Parameters(run_name="one", model="models/m", context=64).request
+
+
+def make_run(home: Path, name: str, losses: list[float], **record: Any) -> RunFolder:
+    """A run with a step for each loss, checkpoints after steps 2 and 4, and a final model."""
+    run = RunFolder(home / PVC, name)
+    run.root.mkdir(parents=True)
+    lines = [json.dumps({"step": s, "loss": x}) + "\n" for s, x in enumerate(losses, start=1)]
+    run.metrics.write_text("".join(lines))
+    known = {"created": "2026-01-01", "request": REQUEST, "tokens": f"tokens/{name}"}
+    run.record_path.write_text(json.dumps({**known, "versions": {"torch": "1"}, **record}))
+    for step in (2, 4):
+        size = len("".join(lines[:step]))
+        about = {"step": step, "records": {"metrics.jsonl": size}}
+        sealed(run.checkpoints / f"step-{step:08}", f"weights {step}", about)
+    sealed(run.final, str(losses), {"step": len(losses)})
+    sources = [{"path": "a.txt", "bytes": 3, "sha256": "x"}, {"path": name, "bytes": 1}]
+    tokens = home / PVC / "tokens" / name
+    tokens.mkdir(parents=True)
+    (tokens / "manifest.json").write_text(json.dumps({"sources": sources}))
+    return run
+
+
+def sealed(place: Path, weights: str, about: dict[str, Any]) -> None:
+    part = place.with_name(f".{place.name}")
+    part.mkdir(parents=True)
+    (part / "model.safetensors").write_text(weights)
+    seal(part, place, about)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    make_run(tmp_path, "one", [5.0, 4.0, 3.0, 2.0])
+    return tmp_path
+
+
+def asked(home: Path, **changed: Any) -> Parameters:
+    return again.recorded_parameters(RunFolder(home / PVC, "one"), PVC, "new", **changed)
+
+
+def test_a_fork_begins_where_the_checkpoint_was(home: Path) -> None:
+    assert again.fork(home, PVC, "one", 2, asked(home, learn_rate="1e-6")) == 2
+    new, old = (RunFolder(home / PVC, name) for name in ("new", "one"))
+    (checkpoint,) = new.checkpoints.iterdir()
+    assert verify(checkpoint) == []
+    assert [json.loads(line)["step"] for line in new.metrics.read_text().splitlines()] == [1, 2]
+    record = new.record()
+    assert record is not None
+    assert record["request"] == {**REQUEST, "learn_rate": 1e-6}
+    assert record["forked_from"] == {"run": "one", "step": 2}
+    # The weights are there once, and stay when the first run lets go of them.
+    weights = checkpoint / "model.safetensors"
+    assert weights.samefile(old.checkpoints / checkpoint.name / weights.name)
+    new.refuse_other_request(asked(home, learn_rate="1e-6").request)
+
+
+def test_a_fork_goes_on_from_the_newest_checkpoint_by_itself(home: Path) -> None:
+    assert again.fork(home, PVC, "one", None, asked(home)) == 4
+
+
+def test_what_cannot_be_forked_is_refused(home: Path) -> None:
+    with pytest.raises(RequestError, match=r"--step is no checkpoint of one \(got 3\).* 2, 4\."):
+        again.fork(home, PVC, "one", 3, asked(home))
+    (home / PVC / "one/checkpoints/step-00000002/model.safetensors").write_text("weights !")
+    with pytest.raises(RequestError, match="damaged checkpoint"):
+        again.fork(home, PVC, "one", 2, asked(home))
+    assert not (home / PVC / "new").exists()
+    with pytest.raises(RequestError, match="context can't be another in a fork"):
+        again.refuse_what_cannot_fork({"learn_rate": "1", "context": "32"})
+    make_run(home, "new", [1.0, 1.0])
+    with pytest.raises(RequestError, match=r"--as is taken \(got 'new'\)"):
+        again.fork(home, PVC, "one", 4, asked(home))
+
+
+def test_a_reproduction_is_the_same_or_says_where_it_is_not(home: Path) -> None:
+    one = RunFolder(home / PVC, "one")
+    same = make_run(home, "same", [5.0, 4.0, 3.0, 2.0])
+    other = make_run(home, "other", [5.0, 4.0, 3.5, 2.0])
+    assert again.reproduced(one, same) == (True, "same is one bit for bit")
+    assert not same_model(one, other)
+    is_same, sentence = again.reproduced(one, other)
+    assert not is_same and "losses differ at step 3" in sentence
+
+
+def test_what_stands_in_the_way_of_the_same_bytes_is_named(home: Path) -> None:
+    (home / PVC / "dataset").mkdir()
+    (home / PVC / "dataset/a.txt").write_text("longer")
+    told = "\n".join(again.what_is_missing(RunFolder(home / PVC, "one"), home, PVC))
+    assert "torch is " in told and "was 1" in told
+    assert "a.txt had 3 bytes, has 6" in told and "one is gone" in told
+    assert "the base model is not on the volume" in told
+
+
+def test_two_runs_are_compared_by_kind(home: Path) -> None:
+    request = {**REQUEST, "epochs": 3}
+    make_run(home, "two", [5.0, 4.5], request=request, versions={"torch": "2"})
+    text = compare(*(RunFolder(home / PVC, name) for name in ("one", "two")))
+    for line in (
+        "epochs: 1 | 3",
+        "torch: '1' | '2'",
+        "one: only in the first",
+        "two: only in the second",
+        "training differs from step 2 on",
+    ):
+        assert f"  {line}" in text.splitlines()
+    same = compare(*(RunFolder(home / PVC, "one"),) * 2)
+    assert same.count("the same") == 5
