@@ -56,7 +56,7 @@ class ClusterSettings:
     backoff_limit: int = 6
     """How often Kubernetes restarts a step that crashed; evictions do not count."""
     grace_seconds: float = 120.0
-    """Seconds from SIGTERM to the kill: a checkpoint has to fit; training says where it does not."""
+    """Seconds from SIGTERM to the kill: a checkpoint has to fit; a log says where it does not."""
     deadline_seconds: int = 0
     """Longest time a Job may be active; 0: no limit."""
     pending_timeout_seconds: float = 0.0
