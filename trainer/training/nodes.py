@@ -28,6 +28,8 @@ LOST_SECONDS = 60.0  # without a beat; a node whose power fails closes no connec
 POLL_SECONDS = 0.1
 FAREWELL_SECONDS = 30.0  # that the first node stays, for the others to see that all is done
 TELL_SECONDS = 300.0
+# Of a store whose host is gone or silent: torch's DistError is one; torch itself loads later.
+STORE_ERROR = RuntimeError
 DONE = "done"
 STOPPED = "stopped"  # so begins what is said of an interruption
 
@@ -138,7 +140,7 @@ class Group:
             try:
                 self._set(f"beat/{self.rank}", str(number))
                 values = self._store.multi_get(keys)
-            except (LostNodeError, *_store_errors()) as error:
+            except (LostNodeError, STORE_ERROR) as error:
                 self._lost = f"node 0 does not answer ({str(error).splitlines()[0]})"
                 return
             count = len(others)
@@ -162,13 +164,13 @@ class Group:
     def _set(self, key: str, value: str) -> None:
         try:
             self._store.set(key, value)
-        except _store_errors() as error:
+        except STORE_ERROR as error:
             raise LostNodeError(f"node 0 does not answer ({error})") from error
 
     def _has(self, key: str) -> bool:
         try:
             return self._store.check([key])
-        except _store_errors() as error:
+        except STORE_ERROR as error:
             raise LostNodeError(f"node 0 does not answer ({error})") from error
 
 
@@ -239,7 +241,7 @@ def _join(rank: int) -> Any:
             prefixed = PrefixStore("nodes", store)
             if prefixed.check(["open"]) and prefixed.add(f"joined/{rank}", 1) == 1:
                 return prefixed
-        except (OSError, *_store_errors()):
+        except (OSError, STORE_ERROR):
             pass  # not there yet, or just going
         time.sleep(1.0)
 
@@ -254,10 +256,3 @@ def _say(message: str) -> None:
 
 
 _TIMEOUT = timedelta(seconds=LOST_SECONDS)
-
-
-def _store_errors() -> tuple[type[Exception], ...]:
-    """What the store raises when its host is gone or silent."""
-    import torch.distributed as dist
-
-    return (dist.DistError,)
