@@ -6,6 +6,7 @@ else failed. Loads no torch until a step needs it.
 """
 
 import argparse
+import contextlib
 import importlib
 import signal
 import sys
@@ -106,7 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     if journal is not None:
         journal.close(outcome.status)
         if outcome.status == "done" and run_folder.record() is not None:
-            write_page(run_folder)
+            with contextlib.suppress(OSError):  # a full volume; `show --open` makes it again
+                write_page(run_folder)
     write_termination_message(outcome)
     return exit_code
 

@@ -96,10 +96,12 @@ class Journal:
             self._book()
             if not self._run.record_path.exists():
                 return
-            self._path.parent.mkdir(exist_ok=True)
-            beside = self._path.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps(self._record), encoding="utf-8")
-            beside.replace(self._path)
+            # A full volume must not end a step for the sake of its journal.
+            with contextlib.suppress(OSError):
+                self._path.parent.mkdir(exist_ok=True)
+                beside = self._path.with_suffix(f".{os.getpid()}")
+                beside.write_text(json.dumps(self._record), encoding="utf-8")
+                beside.replace(self._path)
 
 
 _current: list[Journal] = []
@@ -120,7 +122,7 @@ def begin(run: RunFolder, step: str, *, flow_began: float = 0.0, asked: float = 
 
 
 def record_flow(run: RunFolder, began: float) -> None:
-    """Leave the time of an orchestrator that comes to its end."""
+    """Leave the time of an orchestrator that comes to its end, if the run has a folder."""
     record = {**_empty("flow", began), "seen": time.time(), "status": "done"}
     path = run.times / f"{int(began * 1000)}-flow.json"
     if run.record_path.exists():
