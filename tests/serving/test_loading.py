@@ -46,7 +46,8 @@ def answers(volume: Path, model: str, **given: Any) -> list[int]:
     config = ServeConfig(volume=str(volume), model=model, **given)
     loaded, _ = load(config, volume / model)
     with running(loaded) as engine:
-        (answer,) = ask(engine, [SequenceRequest(prompt_ids=(5, 6, 7), max_new_tokens=30)])
+        request = SequenceRequest(prompt_ids=(5, 6, 7), max_new_tokens=30, top_logprobs=0)
+        (answer,) = ask(engine, [request])
     return answer.ids
 
 
