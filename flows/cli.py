@@ -43,7 +43,10 @@ def cli() -> None:
     show_default=True,
     help="Processes of this machine, or Jobs of the cluster that your kubeconfig names.",
 )
-def run(assignments: tuple[str, ...], file: Path | None, home: Path, backend: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run(
+    assignments: tuple[str, ...], file: Path | None, home: Path, backend: str, as_json: bool
+) -> None:
     """Run the whole pipeline here: fetch, tokenize, finetune, evaluate, deploy.
 
     Again with the same run_name it goes on, or finishes at once when all is done.
@@ -53,7 +56,7 @@ def run(assignments: tuple[str, ...], file: Path | None, home: Path, backend: st
     parameters = read_parameters(assignments, file)
     from flows.running import run_flow
 
-    run_flow(parameters, home, on_cluster=backend == "kubernetes")
+    run_flow(parameters, home, on_cluster=backend == "kubernetes", as_json=as_json)
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -58,7 +58,12 @@ def read_parameters(assignments: tuple[str, ...], file: Path | None, **known: st
     Raises:
         RequestError: Naming every problem there is.
     """
-    given: dict[str, Any] = dict(known)
+    return load_parameters(Parameters, known | given_parameters(assignments, file))
+
+
+def given_parameters(assignments: tuple[str, ...], file: Path | None) -> dict[str, Any]:
+    """What was given, as it was typed."""
+    given: dict[str, Any] = {}
     if file is not None:
         try:
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -72,4 +77,4 @@ def read_parameters(assignments: tuple[str, ...], file: Path | None, **known: st
         if not equals:
             raise RequestError(f"-p takes NAME=VALUE (got {assignment!r}).")
         given[name] = value
-    return load_parameters(Parameters, given)
+    return given

@@ -1,10 +1,15 @@
 """Commands of the `finetune` command line around runs: what the owner of a pipeline does."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 
-from flows.options import home_option, pvc_option
+from flows.options import given_parameters, home_option, pvc_option, takes_parameters
+from infra.place import BACKEND_VARIABLE
+from trainer.errors import RequestError
 
 
 @click.command("import-argo")
@@ -41,4 +46,73 @@ def adopt(run: str, name: str | None, home: Path, pvc: str) -> None:
     reference_claim.adopt(home / pvc, run, named)
 
 
-COMMANDS = [import_argo, adopt]
+@click.command()
+@takes_parameters
+@home_option
+@click.option(
+    "--over",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="What varies: learn_rate=1e-5,1e-4 or learn_rate=1e-6..1e-3 or ...:log; may be repeated.",
+)
+@click.option("--method", type=click.Choice(["grid", "random"]), default="grid", show_default=True)
+@click.option("--trials", default=8, show_default=True, help="How many to draw at random.")
+@click.option("--parallel", default=1, show_default=True, help="Runs at a time, at most.")
+@click.option(
+    "--halving",
+    default=1,
+    show_default=True,
+    help="After each round go on with one in so many, trained so many times longer; 1: don't.",
+)
+@click.option(
+    "--backend", type=click.Choice(["local", "kubernetes"]), default="local", show_default=True
+)
+def sweep(
+    assignments: tuple[str, ...],
+    file: Path | None,
+    home: Path,
+    over: tuple[str, ...],
+    backend: str,
+    **options: Any,
+) -> None:
+    """Run many trials with other values, and compare them by validation loss.
+
+    Again with the same request it goes on. The table and a picture lie in
+    {home}/{pvc}/sweeps/{run_name}.
+    """
+    os.environ[BACKEND_VARIABLE] = backend
+    given = given_parameters(assignments, file) | options
+    given["over"] = dict(map(values_of, over))
+    from flows.running import prefect_api
+
+    with prefect_api():
+        from flows.sweep import sweep as run_sweep
+        from flows.terminal import PlainWatcher
+        from tasks.running import watch_with
+
+        watch_with(PlainWatcher())
+        rows = run_sweep(**given)
+    for row in rows:
+        click.echo("  ".join(f"{name}={value}" for name, value in row.items()))
+
+
+def values_of(assignment: str) -> tuple[str, Any]:
+    """Name and values of `NAME=1,2,3` or `NAME=MIN..MAX` or `NAME=MIN..MAX:log`."""
+    name, equals, text = assignment.partition("=")
+    bounds, _, scale = text.partition(":")
+    low, between, high = bounds.partition("..")
+    if not (equals and text) or scale not in ("", "log"):
+        raise RequestError(f"--over takes NAME=VALUES (got {assignment!r}).")
+    if between:
+        return name, {"min": _value(low), "max": _value(high), "log": scale == "log"}
+    return name, [_value(part) for part in text.split(",")]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+COMMANDS = [import_argo, adopt, sweep]

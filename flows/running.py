@@ -40,8 +40,10 @@ PREFECT_DEFAULTS = {
 }
 
 
-def run_flow(parameters: Parameters, home: Path, *, on_cluster: bool) -> None:
-    """Run the flow and print what it made."""
+def run_flow(
+    parameters: Parameters, home: Path, *, on_cluster: bool, as_json: bool = False
+) -> None:
+    """Run the flow and print what it made, for people or as JSON."""
     clock = time.monotonic()
     if on_cluster:
         refuse_what_is_not_built(parameters)
@@ -52,11 +54,14 @@ def run_flow(parameters: Parameters, home: Path, *, on_cluster: bool) -> None:
             print(f"without effect on this machine: {', '.join(unused)}", file=sys.stderr)
     watcher = watcher_for(sys.stderr)
     try:
-        with _prefect_api():
+        with prefect_api():
             result = _call_flow(parameters, watcher)
     finally:
         watcher.close()
-    print(summary(parameters, home, result, time.monotonic() - clock))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(summary(parameters, home, result, time.monotonic() - clock))
 
 
 def check_request(parameters: Parameters, home: Path) -> None:
@@ -88,7 +93,7 @@ def _spec(parameters: Parameters, step: str, config: dict[str, Any]) -> StepSpec
 
 
 @contextlib.contextmanager
-def _prefect_api() -> Iterator[None]:
+def prefect_api() -> Iterator[None]:
     """Prefect's settings for a person's run, and a server where none is named."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)

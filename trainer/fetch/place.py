@@ -21,7 +21,7 @@ _READ_ONLY = {
     errno.EACCES: "is not writable",
     errno.EPERM: "is not writable",
 }
-OWN_FOLDERS = ("models", "tokens", "cache")
+OWN_FOLDERS = ("models", "tokens", "cache", "retrain", "sweeps")
 
 
 @contextlib.contextmanager

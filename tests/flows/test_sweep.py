@@ -1,0 +1,139 @@
+"""Sweeps: which trials there are, who goes on, and one that is interrupted and started again."""
+
+import json
+import signal
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from flows.owner_commands import values_of
+from flows.trials import Range, Trial, going_on, make_trials, picture, rungs, table
+from tests.flows.small_volume import PVC, finetune
+from tests.flows.test_deployment import api
+from tests.flows.test_pipeline import REQUEST
+from trainer.errors import RequestError
+
+RATES = Range(min=1e-5, max=1e-3, log=True)
+
+
+def test_a_grid_has_every_combination() -> None:
+    trials = make_trials({"learn_rate": RATES, "zero_stage": [0, 3]}, "grid", 0, seed=1)
+    points = [(trial.values["learn_rate"], trial.values["zero_stage"]) for trial in trials]
+    assert points == [(1e-5, 0), (1e-5, 3), (1e-4, 0), (1e-4, 3), (1e-3, 0), (1e-3, 3)]
+    assert [trial.number for trial in trials] == [1, 2, 3, 4, 5, 6]
+
+
+def test_random_trials_are_those_of_the_seed_and_within_the_range() -> None:
+    over = {"learn_rate": RATES, "zero_stage": [0, 3]}
+    drawn = make_trials(over, "random", 40, seed=1)
+    assert drawn == make_trials(over, "random", 40, seed=1)
+    assert drawn != make_trials(over, "random", 40, seed=2)
+    assert all(1e-5 <= trial.values["learn_rate"] <= 1e-3 for trial in drawn)
+    below = sum(trial.values["learn_rate"] < 1e-4 for trial in drawn)
+    assert 8 < below < 32  # evenly in the logarithm, half of them
+
+
+@pytest.mark.parametrize(
+    ("epochs", "eta", "rounds"), [(4, 2, [1, 2, 4]), (9, 3, [1, 3, 9]), (1, 2, [1]), (8, 1, [8])]
+)
+def test_each_round_of_halving_is_longer(epochs: int, eta: int, rounds: list[int]) -> None:
+    assert rungs(epochs, eta) == rounds
+
+
+def trials_with(*losses: float | None) -> list[Trial]:
+    return [
+        Trial(number=i, values={"learn_rate": i * 1e-4, "kind": "ab"[i % 2]}, run=f"r-{i}", loss=x)
+        for i, x in enumerate(losses, 1)
+    ]
+
+
+def test_the_best_go_on_and_failed_ones_never() -> None:
+    assert [t.number for t in going_on(trials_with(3.0, 1.0, None, 2.0, 9.0), 2)] == [2, 4, 1]
+    assert [t.number for t in going_on(trials_with(None, 5.0), 4)] == [2]
+
+
+def test_the_table_begins_with_the_best_of_the_last_round() -> None:
+    first, second, third = trials_with(1.0, 2.0, 1.5)
+    rows = table([first, replace(second, epochs=2), replace(third, epochs=2)])
+    assert [row["trial"] for row in rows] == [3, 2, 1]
+
+
+def test_the_picture_has_an_axis_for_each_parameter_and_a_line_for_each_trial() -> None:
+    svg = ElementTree.fromstring(picture(trials_with(3.0, 1.0, None, 2.0)))
+    named = "{http://www.w3.org/2000/svg}"
+    lines = svg.findall(f"{named}polyline")
+    assert [line.findtext(f"{named}title") for line in lines] == [
+        "r-1: 3.0000",
+        "r-4: 2.0000",
+        "r-2: 1.0000",
+    ]
+    losses = [float(line.attrib["points"].rpartition(",")[2]) for line in lines]
+    assert losses == sorted(losses)  # from the top of the axis down
+    assert {"learn_rate", "kind", "loss"} <= {text.text for text in svg.iter(f"{named}text")}
+    assert picture([])
+
+
+@pytest.mark.parametrize("wrong", [{"min": 2, "max": 1}, {"min": 0, "max": 1, "log": True}])
+def test_a_range_that_is_none_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="min below max"):
+        Range.model_validate(wrong)
+
+
+def test_values_are_read_from_the_command_line() -> None:
+    assert values_of("learn_rate=1e-5,1e-4") == ("learn_rate", [1e-5, 1e-4])
+    assert values_of("x=1..2:log") == ("x", {"min": 1, "max": 2, "log": True})
+    with pytest.raises(RequestError, match="--over"):
+        values_of("learn_rate")
+
+
+def asked(home: Path, environment: dict[str, str], *more: str) -> "subprocess.Popen[str]":
+    given = {**REQUEST, "run_name": "rates", "epochs": 2}
+    words = [word for item in given.items() for word in ("-p", "=".join(map(str, item)))]
+    return finetune(home, environment, "sweep", *words, *more)
+
+
+def test_a_trial_that_would_be_refused_stops_all_before_anything_starts(
+    home: Path, environment: dict[str, str]
+) -> None:
+    process = asked(home, environment, "--over", "learn_rate=1e-3,-1")
+    _, err = process.communicate(timeout=250)
+    assert process.returncode == 78, err
+    assert "learn_rate" in err
+    assert not list((home / PVC).glob("rates-*"))
+
+
+@pytest.mark.timeout(900)
+def test_one_that_is_interrupted_goes_on_and_the_best_is_trained_longest(
+    home: Path, environment: dict[str, str], api_url: str
+) -> None:
+    options = ["--over", "learn_rate=1e-7,1e-3", "--halving", "2"]
+    process = asked(home, environment, *options)
+    first = home / PVC / "rates-1-e1/evaluation.json"
+    deadline = time.monotonic() + 400
+    while not first.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=250)
+    assert process.returncode == 75, err
+    made = first.stat().st_mtime_ns
+
+    process = asked(home, environment, *options)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert first.stat().st_mtime_ns == made
+    rows = json.loads((home / PVC / "sweeps/rates/result.json").read_text())
+    assert [row["run"] for row in rows] == ["rates-2-e2", "rates-1-e1"]
+    assert rows[0]["learn_rate"] == 1e-3
+    assert rows[0]["loss"] < rows[1]["loss"]
+    assert out.splitlines()[0].endswith("run=rates-2-e2")
+    assert len(list((home / PVC / "tokens").glob("dataset-*"))) == 1
+    assert "polyline" in (home / PVC / "sweeps/rates/result.svg").read_text()
+    found = api(api_url, "artifacts/filter", artifacts={"key": {"like_": "rates-sweep%"}})
+    assert {artifact["type"] for artifact in found} == {"table", "image"}
