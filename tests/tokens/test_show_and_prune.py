@@ -88,3 +88,13 @@ def test_stores_used_lately_or_being_made_are_kept(volume: Volume):
         assert unfinished.exists() and store.folder.exists()
     prune(volume.root, dry_run=False)
     assert not unfinished.exists() and store.folder.exists()
+
+
+def test_copies_of_remote_files_that_nobody_uses_are_freed(volume: Volume):
+    path = volume.root / "cache/tokens/copies/dataset/digest"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"abc")
+    assert not prune(volume.root, dry_run=False)
+    (found,) = prune(volume.root, dry_run=False, used_lately_seconds=0)
+    assert (found.path, found.size) == (path, 3)
+    assert not path.exists()

@@ -48,7 +48,7 @@ def prune(
     before = time.time() - used_lately_seconds
     found = [*_stores(volume, keep, before)]
     gone = {item.path for item in found}
-    found += _pieces(volume, gone, before)
+    found += [*_pieces(volume, gone, before), *_copies(volume, before)]
     if not dry_run:
         for item in found:
             _delete(item.path)
@@ -98,6 +98,14 @@ def _pieces(volume: Path, gone: Collection[Path], before: float) -> Iterator[Pru
             status = piece.stat()
             if piece.name.split("-")[0] not in used and status.st_mtime < before:
                 yield Prunable(piece, status.st_size, "a cached piece that no store needs")
+
+
+def _copies(volume: Path, before: float) -> Iterator[Prunable]:
+    """Bytes of remote files that a step kept and was killed before it was done with them."""
+    for path in sorted((volume / _CACHE / "copies").glob("*/*")):
+        status = path.stat()
+        if status.st_mtime < before:
+            yield Prunable(path, status.st_size, "a copy of a remote file")
 
 
 def _size(folder: Path) -> int:
