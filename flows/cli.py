@@ -101,7 +101,7 @@ def plan(
     "--step",
     "steps",
     multiple=True,
-    type=click.Choice(["fetch", "tokenize", "finetune", "evaluate"]),
+    type=click.Choice(["fetch", "tokenize", "finetune", "evaluate", "deploy"]),
     help="Only this step; may be repeated.",
 )
 @click.option("--tokens", help="Store of tokens, as the tokenize step printed it: tokens/...")
@@ -118,10 +118,10 @@ def render(
     One step after the other, each once the one before it is Complete:
         finetune render -p ... --step fetch | kubectl apply -f -
     """
-    from flows.render import STEPS, UNKNOWN_STORE, render_request
+    from flows.render import UNKNOWN_STORE, WITH_DEPLOY, render_request
 
     parameters = read_parameters(assignments, file)
-    asked = steps or STEPS
+    asked = steps or WITH_DEPLOY
     click.echo(render_request(parameters, home, asked, tokens or UNKNOWN_STORE), nl=False)
     if not tokens and {"finetune", "evaluate"} & set(asked):
         print(

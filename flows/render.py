@@ -10,19 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built
+from infra import manifests_serving
 from infra.backend import StepSpec
-from infra.manifests import render
+from infra.manifests import Object, as_yaml, render
 from infra.manifests_settings import ClusterSettings
 from tasks import configs
 from tasks.specs import step_spec
 from trainer.config import path_on_volume
 
 STEPS = ("fetch", "tokenize", "finetune", "evaluate")
+WITH_DEPLOY = (*STEPS, "deploy")
 UNKNOWN_STORE = "tokens/STORE"
 
 
 def render_request(
-    parameters: Parameters, home: Path, steps: Sequence[str] = STEPS, tokens: str = UNKNOWN_STORE
+    parameters: Parameters,
+    home: Path,
+    steps: Sequence[str] = WITH_DEPLOY,
+    tokens: str = UNKNOWN_STORE,
 ) -> str:
     """YAML for `kubectl apply`: what the flow would create, each step after the one before it.
 
@@ -35,17 +40,33 @@ def render_request(
     refuse_what_is_not_built(parameters)
     settings = cluster_settings(parameters)
     texts, before = [], ""
-    for spec in _specs(parameters, settings, home / parameters.pvc, tokens):
-        if spec.step in steps:
+    for spec in request_specs(parameters, settings, home / parameters.pvc, tokens):
+        if spec.step in steps and not parameters.inference_only:
             head = f"# {spec.step}" + (f": once {before} is Complete" if before else "")
             texts.append(f"{head}\n{render([spec], settings)}")
         before = spec.step
+    if "deploy" in steps and (parameters.run_inference or parameters.inference_only):
+        head = "# deploy" + ("" if parameters.inference_only else f": once {before} is Complete")
+        texts.append(f"{head}\n{as_yaml(_service(parameters, settings))}")
     return "---\n".join(texts)
 
 
-def _specs(
+def _service(parameters: Parameters, settings: ClusterSettings) -> list[Object]:
+    """What serves the run's final model, as its first revision."""
+    from tasks.cluster_deployment import serving_spec  # loads Prefect
+
+    found = {"model": f"{parameters.run_name}/final", "model_digest": "", "revision": 1}
+    spec = serving_spec(parameters.model_dump(), {**found, "loss": None})
+    if parameters.serving.kind == "deployment":
+        named = manifests_serving.service(spec, settings, spec.name)
+        return [manifests_serving.deployment(spec, settings), named]
+    return [manifests_serving.inference_service(spec, settings)]
+
+
+def request_specs(
     parameters: Parameters, settings: ClusterSettings, volume: Path, tokens: str
 ) -> list[StepSpec]:
+    """What the backend is told of each step, in their order."""
     values, request = parameters.model_dump(), parameters.request
     # One who asks starts over once, however often the Job starts a pod.
     attempt = f"render-{uuid.uuid4().hex[:16]}" if parameters.no_resume else ""

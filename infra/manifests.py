@@ -154,7 +154,11 @@ def _namespace(settings: ClusterSettings) -> Object:
 
 def render(specs: Iterable[StepSpec], settings: ClusterSettings) -> str:
     """The objects of several steps as YAML documents."""
-    documents = [made for spec in specs for made in objects(spec, settings)]
+    return as_yaml([made for spec in specs for made in objects(spec, settings)])
+
+
+def as_yaml(documents: Iterable[Object]) -> str:
+    """Objects as YAML documents, for people and for `kubectl apply`."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100)
 
 

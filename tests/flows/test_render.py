@@ -83,6 +83,21 @@ def test_several_nodes_and_the_settings_of_the_cluster(
     assert {o["spec"].get("completions") for o in made if o["kind"] == "Job"} == {1, 2}
 
 
+@pytest.mark.parametrize(
+    ("kind", "kinds"), [("", ["InferenceService"]), ("deployment", ["Deployment", "Service"])]
+)
+def test_a_model_that_is_to_be_served_has_its_service_too(
+    tmp_path: Path, kind: str, kinds: list[str]
+) -> None:
+    served = {"run_inference": True, "serving": {"kind": kind}}
+    made = rendered(tmp_path, **served)
+    assert [o["kind"] for o in made] == ["Job"] * 4 + kinds
+    only = rendered(tmp_path, inference_only=True, **served)
+    assert [o["kind"] for o in only] == kinds
+    assert only[-1]["metadata"]["name"] == "inference-example"
+    assert "example/final" in str(only[0])
+
+
 def test_a_wrong_cluster_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cluster in ({"nodes": 0}, {"queu": "gpus"}, {"secrets": ["hf_AbCdEf012"]}):
         with pytest.raises(RequestError, match=r"^cluster\.") as refused:
