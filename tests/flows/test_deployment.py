@@ -150,7 +150,8 @@ def test_a_run_whose_orchestrator_was_killed_goes_on_by_itself(
     for _ in range(2):
         subprocess.run([sys.executable, "-m", "flows.healing"], env=environment, check=True)
     names = [automation["name"] for automation in api(api_url, "automations/filter")]
-    assert sorted(n for n in names if "finetune: " in n) == ["finetune: crashed", "finetune: silent"]
+    ours = sorted(name for name in names if name.startswith("finetune: "))
+    assert ours == ["finetune: crashed", "finetune: silent"]
     run_deployment(environment, run_name="crashed", epochs=LONG)
     deadline = time.monotonic() + 200
     while not (home / PVC / "crashed/metrics.jsonl").exists():
