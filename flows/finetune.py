@@ -51,7 +51,8 @@ def finetune(**given: Any) -> dict[str, Any]:
                 run.plan.update(make_plan(parameters, run, None))
             fetched = fetch(run)
             if backend.detaches:
-                run.plan.update(make_plan(parameters, run, fetched.result["plan_facts"]))
+                facts = run.outcomes[-1].result["plan_facts"]  # a task gives its state here
+                run.plan.update(make_plan(parameters, run, facts))
             tokenized = tokenize(run, fetched)
             train(run, fetched, tokenized)
             evaluate(run, fetched, tokenized)
