@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from flows.options import given_parameters, home_option, pvc_option, takes_parameters
+from flows.options import (
+    given_parameters,
+    home_option,
+    pvc_option,
+    read_parameters,
+    takes_parameters,
+)
 from infra.place import BACKEND_VARIABLE
 from trainer.errors import RequestError
 
@@ -44,6 +50,30 @@ def adopt(run: str, name: str | None, home: Path, pvc: str) -> None:
 
     named = load_parameters(Parameters, {"run_name": name or run, "pvc": pvc}).run_name
     reference_claim.adopt(home / pvc, run, named)
+
+
+@click.command()
+@takes_parameters
+@home_option
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "kubernetes"]),
+    default="local",
+    show_default=True,
+    help="Where the run is to be; with kubernetes the cluster is asked too.",
+)
+def rehearse(assignments: tuple[str, ...], file: Path | None, home: Path, backend: str) -> None:
+    """Find out what would go wrong: on the volume, in the plan, on the cluster.
+
+    Makes nothing and starts nothing. Exit code 78 when the run would be refused.
+    """
+    from flows import rehearse as rehearsal
+
+    parameters = read_parameters(assignments, file)
+    on_cluster = backend == "kubernetes"
+    problems = rehearsal.problems_of(parameters, home, on_cluster=on_cluster, say=click.echo)
+    if problems:
+        raise RequestError(*problems)
 
 
 @click.command()
@@ -115,4 +145,4 @@ def _value(text: str) -> Any:
         return text
 
 
-COMMANDS = [import_argo, adopt, sweep]
+COMMANDS = [import_argo, adopt, rehearse, sweep]

@@ -62,6 +62,8 @@ class Server:
             named = root + "/namespaces/{namespace}/{kind}/{name}"
             app.router.add_get(named + "/log", self._log)
             app.router.add_route("*", named, self._object)
+        reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        app.router.add_post(reviews, self._review_access)
         app.router.add_get("/api", self._versions)
         app.router.add_get("/apis", self._groups)
         return app
@@ -115,6 +117,16 @@ class Server:
         body = {"kind": "APIResourceList", "groupVersion": group, "resources": listed}
         return web.json_response(body)
 
+    async def _review_access(self, request: web.Request) -> web.Response:
+        """What RBAC would say to a request that is not made."""
+        review = await body_of(request)
+        asked = review["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        meant = Request(asked["verb"], resource, asked["group"], asked["namespace"])
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        status = {"allowed": self._faults.allows(token, meant)}
+        return web.json_response({**review, "status": status}, status=201)
+
     # --- verbs --------------------------------------------------------------------------
 
     async def _collection(self, request: web.Request) -> web.StreamResponse:
@@ -146,6 +158,8 @@ class Server:
             raise RefusedError(409, "AlreadyExists", words, details)
         if kind == "jobs":
             complete_job(given)
+        if request.query.get("dryRun") == "All":
+            return given
         return self._store.create(kind, namespace, given)
 
     async def _object(self, request: web.Request) -> web.Response:

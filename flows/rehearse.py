@@ -1,0 +1,104 @@
+"""`finetune rehearse`: everything that can be known of a request before a GPU is asked for.
+
+request   every range, and what needs the volume: names, text, model, tokenizer
+plan      contexts, memory, time and money against their limits
+cluster   permissions, a dry run of every object, claim, Secrets, GPU classes
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built
+from flows.plan_request import plan_request
+from flows.render import UNKNOWN_STORE, request_specs
+from infra.backend import ContactError, PlaceError
+from infra.catalogue import load_gpus
+from infra.local_processes import LocalBackend
+from infra.manifests import objects
+from tasks import configs
+from tasks.following import follow_step
+from tasks.specs import step_spec
+from trainer.config import path_on_volume
+from trainer.errors import RequestError
+
+Say = Callable[[str], Any]
+
+
+def problems_of(
+    parameters: Parameters,
+    home: Path,
+    *,
+    on_cluster: bool,
+    say: Say,
+    checks: Sequence[str] = ("request", "plan", "cluster"),
+) -> list[str]:
+    """Everything that would go wrong, as far as it can be asked without running anything.
+
+    Args:
+        checks: Which to make; the cluster is asked only `on_cluster`.
+    """
+    known = {"request": _request_problems, "plan": _plan_problems, "cluster": _cluster_problems}
+    problems: list[str] = []
+    for name in checks:
+        if name == "cluster" and not on_cluster:
+            continue
+        try:
+            found = known[name](parameters, home, on_cluster, say)
+        except RequestError as error:
+            found = list(error.problems)
+        say(f"{name:<8} {'in order' if not found else f'{len(found)} to mend'}")
+        problems += [problem for problem in found if problem not in problems]
+    return problems
+
+
+def _request_problems(parameters: Parameters, home: Path, on_cluster: bool, say: Say) -> list[str]:
+    """What the fetch step would refuse; it touches nothing."""
+    refuse_what_is_not_built(parameters)
+    path_on_volume(home / parameters.pvc, "logs", parameters.logs)
+    values = parameters.model_dump()
+    config = {**configs.fetch_config(values, parameters.request), "check_only": True}
+    follow_step(LocalBackend(home, parameters.logs), step_spec(values, "fetch", config), [])
+    return []
+
+
+def _plan_problems(parameters: Parameters, home: Path, on_cluster: bool, say: Say) -> list[str]:
+    made = plan_request(parameters, home, num_contexts=None, on_cluster=on_cluster)
+    return list(made.problems)
+
+
+def _cluster_problems(parameters: Parameters, home: Path, on_cluster: bool, say: Say) -> list[str]:
+    # Loads the Kubernetes client, which a rehearsal without a cluster need not have.
+    from infra.kubernetes_backend.rehearsal import Wanted, rehearse
+
+    settings = cluster_settings(parameters)
+    specs = request_specs(parameters, settings, home / parameters.pvc, UNKNOWN_STORE)
+    serves = parameters.run_inference and parameters.serving.gpus > 0
+    gpus = {"trainer_gpu": parameters.trainer_gpu}
+    gpus |= {"inference_gpu": parameters.inference_gpu} if serves else {}
+    account = settings.service_account
+    wanted = Wanted(
+        objects=[made for spec in specs for made in objects(spec, settings)],
+        claims={"pvc": parameters.pvc},
+        secrets={
+            "cluster.secrets": settings.secrets,
+            "cluster.image_pull_secrets": settings.image_pull_secrets,
+            "wandb_key": [parameters.wandb_key] if parameters.wandb_key else [],
+        },
+        service_accounts={"cluster.service_account": account} if account else {},
+        gpus=gpus,
+        region=parameters.region,
+        serves=parameters.run_inference,
+    )
+    try:
+        found = rehearse(wanted, settings)
+    except (PlaceError, ContactError) as error:
+        return [f"cluster can't be asked: {error}"]
+    for note in found.notes:
+        say(f"         {note}")
+    known = load_gpus()
+    return found.problems + [
+        f"{name} is no class of the catalogue (got {gpu!r}). Known are {', '.join(known)}."
+        for name, gpu in gpus.items()
+        if gpu not in known
+    ]
