@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--params", type=Path, required=True, help="parameters of the run")
     parser.add_argument("--run-name", default="demo-kubernetes")
     args = parser.parse_args()
-    # Serving from a Job's model is not built for clusters yet.
+    # A model that is left served would end with the cluster.
     known = {"run_name": args.run_name, "run_inference": False}
     given = yaml.safe_load(args.params.read_text()) | known
     run = RunFolder(PVC, args.run_name)
