@@ -83,26 +83,28 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop_on_signal)
     signal.signal(signal.SIGINT, _stop_on_signal)
+    config: StepConfig | None = None
+    journal = None
     try:
         config = load_step_config(args.step, _config_text(args.config))
+        if config.run_name and args.step != "serve":
+            run_folder = RunFolder(config.volume, config.run_name)
+            journal = begin(run_folder, args.step, flow_began=config.flow_began, asked=config.asked)
+        outcome, exit_code = _run(args.step, config)
     except RequestError as error:
         print(error, file=sys.stderr)
         refused = Outcome(step=args.step, status="refused", message=str(error))
         write_termination_message(refused)
         return error.exit_code
-    journal = None
-    if config.run_name and args.step != "serve":
-        run_folder = RunFolder(config.volume, config.run_name)
-        journal = begin(
-            run_folder, args.step, flow_began=config.flow_began, asked=config.asked
-        )
-    outcome, exit_code = _run(args.step, config)
+    except Signalled as error:  # before the step began, or just as it ended
+        outcome = Outcome(step=args.step, status="interrupted", message=str(error))
+        exit_code = error.exit_code
     # A second signal must not cut the outcome off.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if outcome.message:
         print(outcome.message, file=sys.stderr if exit_code else sys.stdout, flush=True)
-    if config.run_name and node_rank() == 0:
+    if config is not None and config.run_name and node_rank() == 0:
         RunFolder(config.volume, config.run_name).record_outcome(outcome)
     if journal is not None:
         journal.close(outcome.status)

@@ -48,6 +48,25 @@ def test_a_huge_data_set_is_shuffled_without_listing_it() -> None:
     assert len(set(places.tolist())) == 5 and places.max() < 10**11
 
 
+def test_finding_the_place_costs_the_same_at_step_10_million(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    huge = plan(num_contexts=41 * 10**6, epochs=3)
+    permuted: list[int] = []
+    permute = Order._permute
+
+    def counting(self: Order, x: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        permuted.append(len(x))
+        return permute(self, x, keys)
+
+    monkeypatch.setattr(Order, "_permute", counting)
+    for step in (10, 10 * 10**6, huge.steps - 1):
+        permuted.clear()
+        assert len(huge.contexts_of(step)) == 4
+        # Numbers up to the next power of four are permuted until they are contexts.
+        assert sum(permuted) <= 4 * 20
+
+
 def test_shuffled_neighbours_are_not_neighbours() -> None:
     order = Order(10_000, 42).contexts(0, 0, 10_000)
     assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.05

@@ -119,7 +119,8 @@ def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) 
     given = {
         **record["config"],
         "volume": str(run.root.parent),
-        "processes": newer["processes"],
+        "processes": newer["processes"],  # of all nodes
+        "nodes": 1,
         "precision": newer["precision"],
         "checkpoints": {"keep_last": 1, "keep_best": False},
     }
