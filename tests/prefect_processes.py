@@ -53,9 +53,16 @@ def prefect_server(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def process_worker(folder: Path, api_url: str, pool: str, **variables: str) -> Iterator[None]:
-    """A worker on the pool, which it makes."""
+    """A worker of processes on the pool, which it makes."""
+    with worker(folder, api_url, pool, "process", **variables):
+        yield
+
+
+@contextlib.contextmanager
+def worker(folder: Path, api_url: str, pool: str, kind: str, **variables: str) -> Iterator[None]:
+    """A worker of that kind on the pool."""
     environment = {**prefect_environment(folder, api_url), **variables}
-    command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process"]
+    command = [*PREFECT, "worker", "start", "--pool", pool, "--type", kind]
     with _process(command, environment, folder / "worker.log"):
         yield
 

@@ -1,74 +1,146 @@
-"""`prefect deployment run` through a real server and a real Kubernetes worker: a right Job."""
+"""`prefect deployment run` through a real server and worker: pods that start pods, all the way."""
 
-import contextlib
+import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
 
+from tests.flows.small_volume import make_volume
+from tests.kubernetes.conftest import CLAIM
+from tests.kubernetes.job_history import JobSeen, jobs_seen
+from tests.kubernetes.pipeline import REQUEST
+from tests.kubernetes.shipped import FOLDER, MANIFESTS, WORKER
 from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.cluster import Cluster
-from tests.prefect_processes import PREFECT, prefect_environment, prefect_server
+from tests.kubernetes_double.store import Object
+from tests.prefect_processes import PREFECT, prefect_environment, prefect_server, worker
+from trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "infra/cluster/base-job-template.json"
-DEPLOY = """
-from prefect.client.orchestration import get_client
-from flows.finetune import finetune
-with get_client(sync_client=True) as client:
-    flow_id = client.create_flow(finetune)
-    client.create_deployment(
-        flow_id, "gptj", work_pool_name="coreweave", entrypoint="flows.finetune.finetune",
-        parameter_openapi_schema=finetune.parameters.model_dump(),
-        parameters={"model": "EleutherAI/gpt-j-6B"},
-    )
-"""
+LONG = 2000  # epochs that do not end within a test
 
 
-@contextlib.contextmanager
-def worker(environment: dict[str, str], log: Path) -> Iterator[None]:
-    command = [*PREFECT, "worker", "start", "--pool", "coreweave", "--type", "kubernetes"]
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, start_new_session=True
+@dataclasses.dataclass
+class Site:
+    """A cluster with the work pool `coreweave`, its worker, and the server that they serve."""
+
+    cluster: Cluster
+    volume: Path
+    environment: dict[str, str]
+
+    def prefect(self, *words: str) -> None:
+        done = subprocess.run(
+            [*PREFECT, *words], env=self.environment, cwd=ROOT, capture_output=True, text=True
         )
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def ask(self, kind: str, name: str) -> Any:
+        """The one object of that kind and name on the server."""
+        request = urllib.request.Request(
+            f"{self.environment['PREFECT_API_URL']}/{kind}/filter",
+            json.dumps({kind: {"name": {"any_": [name]}}}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            [found] = json.load(response)
+        return found
+
+    def state(self, run_name: str) -> str:
+        return self.ask("flow_runs", run_name)["state"]["name"]
+
+    def orchestrators(self) -> list[Object]:
+        image = "finetune-orchestrator:0.1.0"
+        return [p for p in self.cluster.pods() if p["spec"]["containers"][0]["image"] == image]
+
+    def log(self, pod: Object) -> str:
+        path = self.cluster.folder / "pods" / pod["metadata"]["uid"] / "log"
+        return path.read_text() if path.exists() else ""
+
+    def jobs(self, name: str) -> list[JobSeen]:
+        seen = jobs_seen(self.cluster.history())
+        return [job for job in seen if name in job.name]
 
 
-def test_a_deployments_run_becomes_a_right_job_of_the_orchestrator(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("prefect")
+    volume = make_volume(home)
+    with (
+        prefect_server(folder) as url,
+        Cluster(home / "cluster", {CLAIM: volume}, manifests=MANIFESTS) as cluster,
+    ):
+        own = prefect_environment(folder, url)
+        cluster.node.environment = {
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            # As the orchestrator's image has it.
+            "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        }
+        made = Site(cluster, volume, own)
+        template = ["--base-job-template", str(FOLDER / "base-job-template.json")]
+        made.prefect("work-pool", "create", "coreweave", "--type", "kubernetes", *template)
+        made.prefect("deploy", "--name", "gptj")
+        account = {
+            "KUBECONFIG": str(cluster.node.kubeconfigs[WORKER]),
+            "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES": "default",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        with worker(folder, url, "coreweave", "kubernetes", **account):
+            yield made
+
+
+@pytest.mark.timeout(600)
+def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_cancelled(
+    site: Site,
 ) -> None:
-    cluster.node.missing_images.add("finetune-orchestrator:0.1.0")  # its Job is what matters here
-    folder = tmp_path / "prefect"
-    folder.mkdir()
-    with prefect_server(folder) as url:
-        environment = {**prefect_environment(folder, url), "KUBECONFIG": str(cluster.kubeconfig)}
+    cluster = site.cluster
+    given = {**REQUEST.model_dump(exclude_unset=True), "run_name": "survivor", "epochs": LONG}
+    # The deployment holds nothing of the machine that it was made on.
+    assert str(ROOT) not in json.dumps(site.ask("deployments", "gptj"))
+    asked = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+    site.prefect("deployment", "run", "finetune/gptj", *asked)
 
-        def run(*command: str) -> None:
-            done = subprocess.run(
-                command, env=environment, cwd=ROOT, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+    cluster.wait_for(RunFolder(site.volume, "survivor").metrics.exists)
+    [first] = site.orchestrators()
+    assert_right(first, site)
 
-        pool = ["work-pool", "create", "coreweave", "--type", "kubernetes"]
-        run(*PREFECT, *pool, "--base-job-template", str(TEMPLATE))
-        run(sys.executable, "-c", DEPLOY)
-        asked = ["-p", "run_name=example-gpt-j-6b", "-p", "dataset=dataset"]
-        run(*PREFECT, "deployment", "run", "finetune/gptj", *asked)
-        with worker(environment, folder / "worker.log"):
-            cluster.wait_for(cluster.jobs)
-            [job] = cluster.jobs()
+    # SIGTERM to the orchestrator alone, as when its node is drained: Prefect schedules it anew.
+    cluster.do(lambda: cluster.kubelet.evict(first))
+    adopts = "finetune: Job survivor-finetune-"
+    second = cluster.wait_for(lambda: [p for p in site.orchestrators() if is_other(p, first)])[0]
+    cluster.wait_for(lambda: adopts in site.log(second))
+    assert "under way already" in site.log(second)
+    assert site.state("survivor") == "Running"
+    assert [(job.num_pods, job.ended) for job in site.jobs("survivor-finetune")] == [(1, "")]
+
+    site.prefect("flow-run", "cancel", site.ask("flow_runs", "survivor")["id"])
+    cluster.wait_for(lambda: site.state("survivor") == "Cancelled")
+    left = [obj["metadata"]["name"] for obj in cluster.jobs() + cluster.pods()]
+    assert not [name for name in left if name.startswith("survivor-finetune")]
+    run = RunFolder(site.volume, "survivor")
+    last_step = json.loads(run.metrics.read_text().splitlines()[-1])["step"]
+    newest = max(path.parent.name for path in run.checkpoints.glob("*/manifest.json"))
+    assert newest == f"step-{last_step:08}"  # it saved before it went
+
+
+def is_other(pod: Object, than: Object) -> bool:
+    running = pod["status"]["phase"] == "Running"
+    return running and pod["metadata"]["uid"] != than["metadata"]["uid"]
+
+
+def assert_right(pod: Object, site: Site) -> None:
+    """The orchestrator's Job is valid and safe, and finds server, backend and volume."""
+    owner = pod["metadata"]["ownerReferences"][0]["name"]
+    [job] = [job for job in site.cluster.jobs() if job["metadata"]["name"] == owner]
     kubernetes_validate.validate(job, "1.36", strict=True)
     pod = job["spec"]["template"]["spec"]
     assert violations_of_restricted(pod) == []
@@ -76,7 +148,7 @@ def test_a_deployments_run_becomes_a_right_job_of_the_orchestrator(
     [container] = pod["containers"]
     variables = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert variables["FINETUNE_BACKEND"] == "kubernetes"
-    assert variables["PREFECT_API_URL"] == url
+    assert variables["PREFECT_API_URL"] == site.environment["PREFECT_API_URL"]
     assert container["image"] == "finetune-orchestrator:0.1.0"
     assert container["volumeMounts"][0]["mountPath"] == "/finetune-data"
     assert "flow-run" in " ".join(container["args"])
