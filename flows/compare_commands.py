@@ -1,4 +1,4 @@
-"""Commands that compare runs and make new ones out of them: diff, reproduce, fork."""
+"""Commands around many runs: compare them, make new ones out of them, be told of them."""
 
 import sys
 from pathlib import Path
@@ -79,4 +79,25 @@ def fork(
     run_flow(asked, home, on_cluster=False)
 
 
-COMMANDS = [diff, reproduce, fork]
+@click.command()
+@click.option(
+    "--tell",
+    "blocks",
+    multiple=True,
+    metavar="TYPE/NAME",
+    help="Notification block to tell of failed, crashed, late and finished runs; may be repeated.",
+)
+def automations(blocks: tuple[str, ...]) -> None:
+    """Have the Prefect server tell of runs, and put crashed ones back to work.
+
+    \b
+    The server is that of PREFECT_API_URL; the blocks are made in its UI:
+        finetune automations --tell slack-webhook/team --tell sendgrid-email/owners
+    """
+    from flows.notifications import apply
+
+    for name in apply(blocks):
+        click.echo(name)
+
+
+COMMANDS = [diff, reproduce, fork, automations]

@@ -12,7 +12,6 @@ from prefect.runtime import flow_run
 
 from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built, takes
 from flows.plan_task import make_plan
-from infra.local_processes import LocalBackend
 from infra.place import backend_from_environment
 from tasks.artifacts import show_result
 from tasks.deployment import deploy
@@ -24,7 +23,6 @@ from tasks.summary import losses
 from trainer.config import load_parameters
 from trainer.journal import record_flow
 from trainer.report.page import write_page
-from trainer.run_folder import RunFolder
 
 
 @flow(name="finetune", flow_run_name="{run_name}", validate_parameters=False)
@@ -59,11 +57,9 @@ def finetune(**given: Any) -> dict[str, Any]:
         # On a cluster a server costs a GPU: none is started only to show that it can be.
         if stays(run.parameters) or not backend.detaches:
             deploy(run)
-        if isinstance(backend, LocalBackend):
-            folder = RunFolder(backend.volume(parameters.pvc), run.run_name)
-            record_flow(folder, run.began)
-            if folder.record() is not None:
-                write_page(folder)
+        if run.volume_folder is not None and run.volume_folder.record() is not None:
+            record_flow(run.volume_folder, run.began)
+            write_page(run.volume_folder)
         result = losses(run.outcomes)
         show_result(run.run_name, run.outcomes, result)
     return {**result, "seconds": {outcome.step: outcome.seconds for outcome in run.outcomes}}

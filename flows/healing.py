@@ -9,6 +9,7 @@ Safe, since a flow holds no state: it adopts the step that went on without it. A
 never began is left alone: its pod can't start, and starting it again would not help.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from prefect.automations import AutomationCore
@@ -84,11 +85,16 @@ def automations(heartbeat_seconds: int) -> list[AutomationCore]:
     ]
 
 
-def apply() -> list[str]:
+def heartbeat_seconds() -> int:
+    """Between two signs of life of a flow run, by this machine's settings."""
+    return get_current_settings().flows.heartbeat_frequency or 180
+
+
+def apply(wanted: Sequence[AutomationCore]) -> list[str]:
     """Make the automations, or bring those of their names up to date; return the names."""
     names = []
     with get_client(sync_client=True) as client:
-        for automation in automations(get_current_settings().flows.heartbeat_frequency or 180):
+        for automation in wanted:
             there = client.read_automations_by_name(automation.name)
             if there:
                 client.update_automation(there[0].id, automation)
@@ -99,5 +105,5 @@ def apply() -> list[str]:
 
 
 if __name__ == "__main__":
-    for name in apply():
+    for name in apply(automations(heartbeat_seconds())):
         print(f"{PREFECT_API_URL.value()}: {name}")

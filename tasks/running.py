@@ -14,12 +14,16 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from infra.backend import Backend, StepSpec
+from infra.local_processes import LocalBackend
 from tasks.artifacts import ProgressArtifact, show_report
 from tasks.following import Watcher, follow_step
 from tasks.log_rate import LineRate
+from tasks.training_pictures import TrainingPictures
 from tasks.wording import describe_progress
 from trainer.events import Event
 from trainer.outcome import Outcome
+from trainer.report.facts import read_lines
+from trainer.run_folder import RunFolder
 
 # The server and whoever reads the log can take this much of a bar that moves all the time.
 PROGRESS_SECONDS = 10.0
@@ -44,12 +48,19 @@ class Run:
     def run_name(self) -> str:
         return self.parameters["run_name"]
 
+    @property
+    def volume_folder(self) -> RunFolder | None:
+        """The run's folder, where whoever follows it has the volume: on this machine."""
+        if not isinstance(self.backend, LocalBackend):
+            return None
+        return RunFolder(self.backend.volume(self.parameters["pvc"]), self.run_name)
+
 
 class PrefectWatcher:
     """Keeps what a step says in the log of its task run, and its progress as an artifact."""
 
-    def __init__(self, run_name: str) -> None:
-        self._run_name = run_name
+    def __init__(self, run_name: str, pictures: TrainingPictures) -> None:
+        self._run_name, self._pictures = run_name, pictures
         self._logger = get_run_logger()
         self._next_progress = 0.0
         self._progress: ProgressArtifact | None = None
@@ -71,6 +82,10 @@ class PrefectWatcher:
             self._logger.info("%s", event.fields.get("message", ""))
         elif event.kind == "report":
             show_report(f"{self._run_name}-{step}", **event.fields)
+        elif event.kind == "metric":
+            self._pictures.metric(event.fields)
+        elif event.kind == "sample":
+            self._pictures.sample(event.fields)
         elif event.kind == "progress" and time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_SECONDS
             self._logger.info("%s", describe_progress(event.fields))
@@ -79,6 +94,8 @@ class PrefectWatcher:
 
     def ended(self, step: str, outcome: Outcome) -> None:
         self._tell_left_out()
+        if step == "finetune":
+            self._pictures.show()
         if outcome.message not in ("", self._said):
             self._logger.info("%s: %s", step, outcome.message)
 
@@ -89,7 +106,10 @@ class PrefectWatcher:
 
 def run_step(run: Run, spec: StepSpec) -> Outcome:
     """Follow the step to its end within a task; see `follow_step` for its errors."""
-    watchers: list[Watcher] = [PrefectWatcher(run.run_name)]
+    metrics = run.volume_folder.metrics if run.volume_folder else None
+    earlier = read_lines(metrics) if metrics and spec.step == "finetune" else ()
+    pictures = TrainingPictures(run.run_name, run.plan.get("steps"), earlier)
+    watchers: list[Watcher] = [PrefectWatcher(run.run_name, pictures)]
     if run.watcher is not None:
         watchers.append(run.watcher)
     try:

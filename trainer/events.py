@@ -8,6 +8,7 @@ follow, and nothing else. Everything else is text. Kinds:
     progress   done, total (null: unknown), unit, label; optional per_second,
                remaining_seconds and figures to show beside the bar
     metric     one line of metrics.jsonl
+    sample     one line of samples.jsonl: step, prompt, texts
     notice     message: one sentence worth showing to whoever watches
     report     title, markdown: a page worth keeping beside the run
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PREFIX = "::finetune "
-KINDS = ("progress", "metric", "notice", "report")
+KINDS = ("progress", "metric", "sample", "notice", "report")
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,7 @@ class Loop:
         if self.records is not None:
             for line in samples:
                 self.records.add("samples.jsonl", line)
+                events.emit("sample", **line)
                 print(f"step {line['step']} | {line['prompt']}|{line['texts'][0]}", flush=True)
 
     def _calls_for(self, step: int) -> tuple[bool, bool]:

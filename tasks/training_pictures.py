@@ -1,0 +1,73 @@
+"""What the UI shows of a training while it goes: its curves, and samples by checkpoint."""
+
+import base64
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+
+from trainer.report.curves import curves_svg
+
+RENEW_SECONDS = 15.0  # between two pictures: each is sent to the server whole
+KEPT = ("step", "loss", "eval_loss", "learning_rate")
+
+
+class TrainingPictures:
+    """Two artifacts, made when there is something to show and brought up to date since.
+
+    Args:
+        name: Prefix of their keys.
+        total_steps: Of the run, as planned; None: not known.
+        earlier: Lines of metrics.jsonl of earlier attempts.
+    """
+
+    def __init__(
+        self, name: str, total_steps: int | None, earlier: Iterable[Mapping[str, Any]]
+    ) -> None:
+        self._name, self._total_steps = name, total_steps
+        self._metrics = [_kept(line) for line in earlier]
+        self._samples: list[dict[str, Any]] = []
+        self._ids: dict[str, uuid.UUID] = {}
+        self._next = 0.0
+
+    def metric(self, line: Mapping[str, Any]) -> None:
+        """Take a line of metrics.jsonl, and show it if the picture is old enough."""
+        if "loss" in line and self._metrics and self._metrics[-1]["step"] >= line["step"]:
+            # What an earlier attempt did beyond its last checkpoint is done again.
+            self._metrics = [m for m in self._metrics if m["step"] < line["step"]]
+        self._metrics.append(_kept(line))
+        if time.monotonic() >= self._next:
+            self.show()
+
+    def sample(self, line: Mapping[str, Any]) -> None:
+        """Take a line of samples.jsonl."""
+        row = {"step": line["step"], "prompt": line["prompt"], "text": line["texts"][0]}
+        self._samples.append(row)
+
+    def show(self) -> None:
+        """Bring both up to date."""
+        self._next = time.monotonic() + RENEW_SECONDS
+        if self._metrics:
+            svg = curves_svg(self._metrics, self._total_steps).encode()
+            url = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+            self._put("curves", url, lambda key: create_image_artifact(url, key, "Curves"))
+        if self._samples:
+            rows = self._samples
+            text = json.dumps(rows)
+            self._put("samples", text, lambda key: create_table_artifact(rows, key, "Samples"))
+
+    def _put(self, kind: str, data: str, create: Callable[[str], Any]) -> None:
+        if kind not in self._ids:
+            self._ids[kind] = create(f"{self._name}-{kind}")
+            return
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self._ids[kind], ArtifactUpdate(data=data))
+
+
+def _kept(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: line[name] for name in KEPT if name in line}
