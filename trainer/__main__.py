@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     journal = None
     try:
         config = load_step_config(args.step, _config_text(args.config))
-        if config.run_name and args.step != "serve":
+        if config.run_name and args.step != "serve" and node_rank() == 0:
             run_folder = RunFolder(config.volume, config.run_name)
             journal = begin(run_folder, args.step, flow_began=config.flow_began, asked=config.asked)
         outcome, exit_code = _run(args.step, config)
