@@ -1,0 +1,68 @@
+"""Make the picture of the README: a real run's report in a real browser.
+
+    apt-get install chromium
+    .venv/bin/python docs/screenshots/make.py
+
+Takes about three minutes on a quiet machine: the demo's run, then a picture of its report.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.prefect_processes import prefect_environment, prefect_server  # noqa: E402
+
+HERE = Path(__file__).parent
+RUN = "western-tales"
+CHROMIUM = [
+    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+    *("--force-device-scale-factor=1", "--virtual-time-budget=20000"),
+]
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="screenshots-") as name,
+        tempfile.TemporaryDirectory(prefix="browser-") as profile,
+    ):
+        home = Path(name)
+        with prefect_server(home) as api:
+            environment = prefect_environment(home, api) | {"FINETUNE_HOME": name}
+            volume = home / "finetune-data"
+            run(environment, "-m", "trainer.demo", "--volume", str(volume))
+            asked = (f"run_name={RUN}", "run_inference=false")
+            request = ["--params", "demo.yaml", *(w for each in asked for w in ("-p", each))]
+            run(environment, "-m", "flows.cli", "run", *request)
+            shoot(f"file://{volume}/{RUN}/report.html", "report", profile, 1750)
+
+
+def run(environment: dict[str, str], *words: str) -> None:
+    subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=True)
+
+
+def shoot(url: str, name: str, profile: str, height: int) -> None:
+    """A picture of the page, as {name}.png beside this file."""
+    picture = HERE / f"{name}.png"
+    subprocess.run(
+        [
+            *CHROMIUM,
+            f"--user-data-dir={profile}",
+            f"--window-size=1100,{height}",
+            f"--screenshot={picture}",
+            url,
+        ],
+        check=True,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": profile},
+        timeout=120,
+    )
+    print(f"{picture.name}: {picture.stat().st_size:,} bytes", flush=True)
+
+
+if __name__ == "__main__":
+    main()
