@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built, takes
+from flows.parameters import Parameters, cluster_settings, takes
 from flows.plan_task import make_plan
 from infra.place import backend_from_environment
 from tasks.artifacts import show_result
@@ -33,7 +33,6 @@ def finetune(**given: Any) -> dict[str, Any]:
     parameters = load_parameters(Parameters, given)
     settings = cluster_settings(parameters)
     backend = backend_from_environment(parameters.logs, settings)
-    refuse_what_is_not_built(parameters)
     run = Run(
         parameters=parameters.model_dump(),
         request=parameters.request,

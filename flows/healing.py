@@ -1,6 +1,6 @@
-"""Have the Prefect server put crashed runs back to work: `python -m flows.healing`.
+"""Have the Prefect server put crashed runs back to work.
 
-Makes two automations on the server that PREFECT_API_URL names, or brings them up to date:
+Two automations, which `finetune automations` makes on a server, or brings up to date:
 
     finetune: silent   a run whose orchestrator sends no heartbeat any more has crashed
     finetune: crashed  a run that crashed is scheduled again, a few times at most
@@ -15,7 +15,7 @@ from datetime import timedelta
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import get_client
 from prefect.events import ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
-from prefect.settings import PREFECT_API_URL, get_current_settings
+from prefect.settings import get_current_settings
 from prefect.states import StateType
 
 MOST_STARTS = 5  # of one run; then somebody has to look
@@ -102,8 +102,3 @@ def apply(wanted: Sequence[AutomationCore]) -> list[str]:
                 client.create_automation(automation)
             names.append(automation.name)
     return names
-
-
-if __name__ == "__main__":
-    for name in apply(automations(heartbeat_seconds())):
-        print(f"{PREFECT_API_URL.value()}: {name}")

@@ -227,24 +227,11 @@ NOT_DEFINING = frozenset(
 )
 
 
-# Set to anything but its default, each of these is refused until its feature is there.
-NOT_BUILT: tuple[str, ...] = ()
 # Where steps are processes of this machine, these choose nothing.
 OF_CLUSTERS = (
     "region trainer_gpu trainer_cores trainer_ram inference_gpu finetuner_image finetuner_tag "
     "cluster"
 ).split()
-
-
-def refuse_what_is_not_built(parameters: Parameters) -> None:
-    """Raise RequestError for parameters that would have to be ignored."""
-    problems = [
-        f"{name} is not supported yet (got {getattr(parameters, name)!r}). Leave it at its default."
-        for name in NOT_BUILT
-        if getattr(parameters, name) != Parameters.model_fields[name].default
-    ]
-    if problems:
-        raise RequestError(*problems)
 
 
 def cluster_settings(parameters: Parameters) -> ClusterSettings:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built
+from flows.parameters import Parameters, cluster_settings
 from flows.plan_request import plan_request
 from flows.render import UNKNOWN_STORE, request_specs
 from infra.backend import ContactError, PlaceError
@@ -54,7 +54,6 @@ def problems_of(
 
 def _request_problems(parameters: Parameters, home: Path, on_cluster: bool, say: Say) -> list[str]:
     """What the fetch step would refuse; it touches nothing."""
-    refuse_what_is_not_built(parameters)
     path_on_volume(home / parameters.pvc, "logs", parameters.logs)
     values = parameters.model_dump()
     config = {**configs.fetch_config(values, parameters.request), "check_only": True}

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.parameters import Parameters, cluster_settings, refuse_what_is_not_built
+from flows.parameters import Parameters, cluster_settings
 from infra import manifests_serving
 from infra.backend import StepSpec
 from infra.manifests import Object, as_yaml, render
@@ -35,9 +35,8 @@ def render_request(
         home: Where a copy of the volume may be, to tell its folders from names of the hub.
         tokens: The store's folder, as the tokenize step says it.
     Raises:
-        RequestError: A parameter has no effect on a cluster yet, or FINETUNE_CLUSTER is wrong.
+        RequestError: FINETUNE_CLUSTER is wrong.
     """
-    refuse_what_is_not_built(parameters)
     settings = cluster_settings(parameters)
     texts, before = [], ""
     for spec in request_specs(parameters, settings, home / parameters.pvc, tokens):

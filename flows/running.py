@@ -14,7 +14,6 @@ from flows.embedded_server import answers, embedded_server
 from flows.parameters import (
     Parameters,
     cluster_settings,
-    refuse_what_is_not_built,
     without_effect_here,
 )
 from flows.plan_request import gather, plan_with
@@ -46,7 +45,6 @@ def run_flow(
     """Run the flow and print what it made, for people or as JSON."""
     clock = time.monotonic()
     if on_cluster:
-        refuse_what_is_not_built(parameters)
         cluster_settings(parameters)
     else:
         check_request(parameters, home)
@@ -70,7 +68,6 @@ def check_request(parameters: Parameters, home: Path) -> None:
     Raises:
         RequestError: With everything that is wrong.
     """
-    refuse_what_is_not_built(parameters)
     if parameters.inference_only:
         return
     path_on_volume(home / parameters.pvc, "logs", parameters.logs)

@@ -78,7 +78,7 @@ def command(home: Path, environment: dict[str, str], *words: str, code: int = 0)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not list(path.parent.glob(path.name)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"{path} did not come"
