@@ -112,14 +112,15 @@ def test_tensorized_weights_of_another_model_are_refused(tmp_path: Path) -> None
     assert "it lacks 24 of the model's weights" in ended_with(config)["message"]
 
 
-def add_tokens(volume: Path, num_ids: int) -> None:
+def add_tokens(volume: Path, num_ids: int, first: int = VOCABULARY) -> None:
     """Have the store use ids beyond the model's own vocabulary, and say where they are from."""
     folder = volume / "tokens" / "tiny"
     manifest = json.loads((folder / "manifest.json").read_text())
     ids = np.fromfile(folder / "tokens.bin", dtype=f"<{manifest['dtype'].replace('uint', 'u')[0]}4")
     ids[1::4] = num_ids - 1
     (folder / "tokens.bin").write_bytes(ids.tobytes())
-    new = range(VOCABULARY, num_ids)
+    new = [first, *range(VOCABULARY + 1, num_ids)]
+    del manifest["self_sha256"]
     manifest["added_tokens"] = [{"id": i, "content": f"<{i}>", "special": True} for i in new]
     manifest["vocab_size"] = num_ids
     manifest["digests"]["tokens.bin"]["sha256"] = file_digest(folder / "tokens.bin")
@@ -151,9 +152,7 @@ def test_added_tokens_get_embeddings_that_are_trained(tmp_path: Path) -> None:
 
 def test_ids_that_no_added_token_explains_are_refused(tmp_path: Path) -> None:
     volume = make_volume(tmp_path / "volume", wide=True)
-    add_tokens(volume, VOCABULARY + 2)
-    path = volume / "tokens" / "tiny" / "manifest.json"
-    path.write_text(path.read_text().replace(f'"id": {VOCABULARY}', '"id": 5'))
+    add_tokens(volume, VOCABULARY + 2, first=5)
     config = make_config(volume)
     assert run_step("finetune", config) == 78
     assert "more than the model has embeddings" in ended_with(config)["message"]

@@ -17,7 +17,7 @@ ENGINE, LOOP, SAVING = "trainer.training.engine", "trainer.training.loop", "trai
 # In order: each begins where the one before left off. 21 contexts, 4 a step: 6 steps an epoch.
 PLACES = [
     Strike("trainer.__main__:load_step_config", signum=signal.SIGTERM),
-    Strike("trainer.training.process:load_model"),
+    Strike("trainer.training.process:base_model"),
     # Called where transformers catches every exception.
     Strike("transformers.tokenization_utils_base:cached_file", 2, signum=signal.SIGTERM),
     Strike(f"{ENGINE}:Engine.loss", 3),  # in the first forward passes, nothing saved

@@ -122,7 +122,7 @@ class Reading:
         beside = self.copies / f".{os.getpid()}-{threading.get_ident()}"
         with open(beside, "wb") if source.remote else contextlib.nullcontext() as copy:
             blocks = self._blocks(source, digest, copy)
-            if source.kind != "parquet" and not source.compression:
+            if source.kind in ("text", "jsonl") and not source.compression:
                 blocks = valid_blocks(blocks, whole_part(source, "", ""))
             for _ in blocks:
                 pass

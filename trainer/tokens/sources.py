@@ -25,7 +25,7 @@ class Source(NamedTuple):
     size: int  # bytes as stored
     stamp: str  # changes when the file does; empty where nothing tells
     modified_ns: int  # 0: not known
-    kind: str  # text, jsonl, parquet
+    kind: str  # text, jsonl, parquet, tokens
     compression: str = ""  # gzip, zstd
     remote: bool = False
 
@@ -62,7 +62,8 @@ def _local(root: Path, dataset: str) -> Iterator[Source]:
             "Put your text files into that folder, or name another."
         )
     if root.is_file():
-        kind = _kind(root.name) or ("text", "")
+        plain = "tokens" if root.suffix == ".tokens" else "text"
+        kind = _kind(root.name) or (plain, "")
         yield _local_source(root.name, str(root), root.stat(), *kind)
         return
     yield from _walk(str(root), "", set())
