@@ -40,6 +40,10 @@ class DamagedError(StepError):
     """A file on the volume is missing, cut short or altered."""
 
 
+class DoesNotFitError(StepError):
+    """A training step needs more memory than the GPU has."""
+
+
 class LostNodeError(StepError):
     """This node is well, but another one that it trains with has ended."""
 

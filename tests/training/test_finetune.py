@@ -121,6 +121,13 @@ def test_a_context_longer_than_the_model_takes_is_refused(tmp_path: Path) -> Non
     assert not (volume / "run").exists()
 
 
+@pytest.mark.parametrize("asked", [{"force_fp16": True}, {"precision": "fp16"}])
+def test_fp16_without_a_gpu_is_refused(tmp_path: Path, asked: dict[str, Any]) -> None:
+    config = make_config(make_volume(tmp_path), **asked)
+    assert run_step("finetune", config) == 78
+    assert f"{next(iter(asked))} asks for fp16" in ended_with(config)["message"]
+
+
 def test_wide_token_ids_train_the_same(tmp_path: Path) -> None:
     narrow, wide = make_volume(tmp_path / "narrow"), make_volume(tmp_path / "wide", wide=True)
     losses = []

@@ -140,10 +140,14 @@ def test_gptj_generates_the_same_with_its_cache_as_eagerly(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_empty_model_filled_with_weights_is_the_model(tmp_path: Path, architecture: str) -> None:
+def test_an_empty_model_filled_with_weights_is_the_model(
+    tmp_path: Path, architecture: str, dtype: torch.dtype
+) -> None:
     make_model(architecture).save_pretrained(tmp_path)
-    model, empty = load_model(tmp_path), empty_model(tmp_path)
+    model, empty = load_model(tmp_path, dtype=dtype), empty_model(tmp_path, dtype=dtype)
+    assert empty.dtype == empty.config.dtype == dtype
     with torch.no_grad():
         for to, source in zip(empty.parameters(), model.parameters(), strict=True):
             to.copy_(source)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_volume, read_lines
@@ -102,6 +104,18 @@ def test_one_process_resumes_exactly_in_the_store_s_order(tmp_path: Path) -> Non
     kill_and_go_on(broken, strikes)
     assert_same(broken, whole)
     assert "zero_stage 3 splits nothing over one process" in log_of(broken)
+
+
+def test_bf16_keeps_what_16_bits_would_lose(tmp_path: Path) -> None:
+    changes = {"precision": "bf16", "zero_stage": 3, "learn_rate": 1e-3}
+    whole, broken = unbroken(tmp_path, **changes), _config(tmp_path / "broken", **changes)
+    assert run_step("finetune", whole) == 0, log_of(whole)[-3000:]
+    kill_and_go_on(broken, [Strike(f"{ENGINE}:Engine.step", 6, after=True)])
+    assert_same(broken, whole)
+    # The checkpoint has fp32 weights: between those of bf16, where small steps add up.
+    [path] = (tmp_path / "unbroken/run/checkpoints/step-00000012").glob("*.safetensors")
+    weights = [w for name, w in load_file(path).items() if name.startswith("weight/")]
+    assert not all(torch.equal(w, w.bfloat16().float()) for w in weights)
 
 
 ENGINES = [("llama", 0), ("gptj", 1), ("neox", 2), ("gptj", 3)]

@@ -84,10 +84,13 @@ def empty_model(
     with no_init_weights():
         model: Any = AutoModelForCausalLM.from_config(
             config,
-            dtype=dtype or base_dtype(folder),
+            dtype=torch.float32,  # what is computed here, as tables of rotations, is not rounded
             attn_implementation=attention_for(config, trust_remote_code),
             trust_remote_code=trust_remote_code,
         )
+    model.config.dtype = dtype = dtype or base_dtype(folder)
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtype)
     model.tie_weights()  # part of the initialisation that was left out
     return model.eval()
 

@@ -5,12 +5,14 @@ computed: batches, the weight of each token, the learning rate. So DeepSpeed's o
 accumulation, scheduler, data loader and checkpoints are not used.
 """
 
+import fcntl
 import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -122,8 +124,10 @@ class Engine:
         options: dict[str, Any] = {"lr": 0.0, **ADAM}
         if self.options.offload:
             from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles itself on first use
+            from torch.utils.cpp_extension import _get_build_directory
 
-            adam: torch.optim.Optimizer = DeepSpeedCPUAdam(trained, **options)
+            with compiling_alone(Path(_get_build_directory("cpu_adam", verbose=False))):
+                adam: torch.optim.Optimizer = DeepSpeedCPUAdam(trained, **options)
         elif self.options.zero_stage == 0:
             adam = _ClippingAdamW(trained, **options, fused=True)
         else:
@@ -154,6 +158,19 @@ class _ClippingAdamW(torch.optim.AdamW):
         self.applied = bool(torch.isfinite(norm))
         if self.applied:
             super().step(closure)
+
+
+@contextmanager
+def compiling_alone(folder: Path) -> Iterator[None]:
+    """Be the one who builds the extension of that folder.
+
+    A process that is killed while it builds leaves torch's lock file behind, and every later
+    one would wait for it without end. Ours goes with its process.
+    """
+    with open(folder / "finetune.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        yield
 
 
 def import_deepspeed() -> Any:

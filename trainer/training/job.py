@@ -24,6 +24,7 @@ class Job:
     gradient_checkpointing: bool = False
     offload: bool = False
     checkpoint: str = ""  # name of the one to go on from; empty: from the start
+    is_trial: bool = False  # only see whether a step fits into memory
     is_trained: bool = False  # only the final model is to be written
     until: int = 0  # stop after this step, and make no final model; 0: train to the end
 

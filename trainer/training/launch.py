@@ -20,6 +20,7 @@ from typing import Any
 
 from trainer.errors import (
     EXIT_TERMINATED,
+    DoesNotFitError,
     Interrupted,
     LostNodeError,
     RequestError,
@@ -34,6 +35,7 @@ POLL_SECONDS = 0.05
 # After one process has failed the others get this long to fail by themselves and say why.
 LINGER_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
+_KINDS = (RequestError, Interrupted, DoesNotFitError)  # that a process' error is raised as here
 
 
 def train_in_processes(job: Job, processes: int, group: Group | None = None) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _result(folder: Path, exit_codes: list[int], first: int) -> dict[str, Any]:
     errors = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))
     ]
-    for kind in (RequestError, Interrupted, StepError):
+    for kind in (*_KINDS, StepError):
         for error in errors:
             if error["kind"] == kind.__name__:
                 raise kind(error["message"])
@@ -198,8 +200,7 @@ def _main(folder: Path, rank: int, world: int) -> int:
 def _kind(error: StepError | Signalled) -> str:
     if isinstance(error, Signalled):
         return Interrupted.__name__
-    kinds = (RequestError, Interrupted)
-    return next((kind.__name__ for kind in kinds if isinstance(error, kind)), StepError.__name__)
+    return next((kind.__name__ for kind in _KINDS if isinstance(error, kind)), StepError.__name__)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from trainer.config import LoraConfig
 from trainer.models.loading import attention_for
+from trainer.training.adapters import add_adapters
 from trainer.training.loss import CHUNK_ELEMENTS
 
 GIB = 2**30
@@ -62,20 +64,23 @@ class Shape:
     other_bytes: int  # that is kept beside the layers for each token, fp32
 
 
-def shape_of(config: Any, trained: int | None = None) -> Shape:
+def shape_of(config: Any, lora: LoraConfig | None = None) -> Shape:
     """Count a model from its transformers configuration.
 
     Args:
-        trained: Parameters that are trained, where it is not all of them.
+        lora: Its adapters are trained, and nothing else.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+        if lora is not None:
+            add_adapters(model, lora, "the model", seed=0)
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = model.get_output_embeddings().weight
     one, two = (_kept_bytes(config, layers) for layers in (1, 2))
     return Shape(
         parameters=parameters,
-        trained=parameters if trained is None else trained,
+        trained=trained,
         head=head.numel(),
         vocabulary=head.shape[0],
         width=head.shape[1],

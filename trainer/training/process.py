@@ -3,7 +3,7 @@
 Run alone in the step's own process, or as one of several by `trainer.training.launch`.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from trainer import journal
 from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
+from trainer.errors import DoesNotFitError
 from trainer.generation import read_prompts
 from trainer.models import load_tokenizer
 from trainer.tokens.store import TokenStore
@@ -22,6 +23,7 @@ from trainer.training.figures import engine_record, say
 from trainer.training.final import write_final
 from trainer.training.job import Job
 from trainer.training.loop import Loop, Progress
+from trainer.training.pace import memory_in_use
 from trainer.training.partitions import (
     put_in_place,
     set_optimizer_state,
@@ -40,16 +42,48 @@ def train(job: Job, rank: int = 0, world: int = 1) -> dict[str, Any]:
     Returns:
         Of the first process: loss, eval_loss, tokens, seconds, tokens_per_second of the run.
     """
-    if rank == 0:
-        journal.go_on()
-    if not job.is_trained:
-        _train(job, rank, world)
+    try:
+        if job.is_trial:
+            return _try(job, rank, world)
+        if rank == 0:
+            journal.go_on()
+        if not job.is_trained:
+            _train(job, rank, world)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(
+            f"a step does not fit into the GPU's memory (batch_size {job.batch_size}: {error}). "
+            "Take a smaller batch_size, a larger batch_size_divisor or a shorter context."
+        ) from error
     if rank or job.until:
         return {}  # the first process seals the last checkpoint, and goes on from it
     figures = _figures(job)
     with journal.phase("final model"):
         write_final(job, figures)
     return figures
+
+
+def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
+    """Do two real steps on full contexts, the second with Adam's moments there.
+
+    Returns:
+        peak_gib: Most of a GPU's memory that was in use; None without one.
+    """
+    join_processes(rank, world)
+    options = _options(job, rank, world)
+    model = _model(replace(job, checkpoint="none"), options.precision)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # the time it takes to load numbers is saved
+    engine = Engine(model, options)
+    context = TokenStore.open(job.path("tokens")).manifest.context
+    ids = torch.zeros((job.batch_size, context), dtype=torch.int64)
+    for _ in range(2):
+        loss = engine.loss(ids, torch.full((job.batch_size,), context))
+        engine.backward(loss / ids.numel())
+        engine.step(0.0)
+    peak_gib = memory_in_use()[1]
+    engine.close()
+    return {"peak_gib": peak_gib}
 
 
 def _train(job: Job, rank: int, world: int) -> None:
@@ -119,7 +153,7 @@ def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
 def _options(job: Job, rank: int, world: int) -> EngineOptions:
     precision = choose_precision(job.config.precision, job.config.force_fp16)
     stage = effective_stage(job.zero_stage, world, precision, job.offload)
-    if stage < job.zero_stage and rank == 0:
+    if stage < job.zero_stage and rank == 0 and not job.is_trial:
         say(f"zero_stage {job.zero_stage} splits nothing over one process: trained as {stage}")
     return EngineOptions(
         rank=rank,

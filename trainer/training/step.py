@@ -19,7 +19,7 @@ from trainer.tokens.store import TokenStore, file_digest
 from trainer.training.job import Job
 from trainer.training.nodes import Group, meet, node_rank
 from trainer.training.records import cut_back
-from trainer.training.sizing import Sizing, size_up
+from trainer.training.sizing import Sizing, confirmed, has_gpu, size_up
 
 # Of the config: who asked, and what run.json says elsewhere.
 _NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes", "plan")
@@ -53,6 +53,8 @@ def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> tuple[Job, int | 
         config, path_on_volume(config.volume, "model", config.model), store.manifest.context
     )
     if config.batch_size < 0 and run_folder.record() is None:
+        if has_gpu():
+            sizing = confirmed(sizing, lambda tried: _attempt(config, store, tried))
         say(sizing.reason)
     made_from = {
         **_made_from(config, store),
@@ -62,6 +64,24 @@ def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> tuple[Job, int | 
     run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
     _say_of_new_tokens(config, store)
     return _job(config, run_folder, store)
+
+
+def _attempt(config: FinetuneConfig, store: TokenStore, sizing: Sizing) -> float | None:
+    """GiB of GPU memory that a real step takes, in processes that free all of it when they end."""
+    from trainer.training.launch import train_in_processes
+
+    job = Job(
+        config=dataclasses.replace(config, nodes=1),
+        num_contexts=store.manifest.num_train_contexts,
+        num_ids=store.manifest.vocab_size,
+        batch_size=sizing.batch_size,
+        global_batch=sizing.batch_size * config.processes,
+        zero_stage=config.zero_stage,
+        gradient_checkpointing=sizing.gradient_checkpointing,
+        offload=sizing.offload,
+        is_trial=True,
+    )
+    return train_in_processes(job, config.processes)["peak_gib"]
 
 
 def _train(job: Job, resumed_from: int | None, group: Group | None) -> StepResult:
@@ -180,6 +200,12 @@ def _refuse_what_cannot_be_trained(config: FinetuneConfig, store: TokenStore) ->
         problems.append(
             f"prompt_file is not there (got {config.prompt_file!r}). "
             "Name a UTF-8 text file on the volume, one prompt a line."
+        )
+    if (config.force_fp16 or config.precision == "fp16") and not has_gpu():
+        name = "force_fp16" if config.force_fp16 else "precision"
+        problems.append(
+            f"{name} asks for fp16, which DeepSpeed trains on a GPU alone (got no GPU). "
+            "Take precision=bf16 or fp32 here."
         )
     if not manifest.num_train_contexts:
         problems.append(
