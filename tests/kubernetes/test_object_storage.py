@@ -9,7 +9,6 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from flows.parameters import Parameters
 from infra.kubernetes_backend.jobs import KubernetesBackend
@@ -21,6 +20,7 @@ from tasks.specs import step_spec
 from tests.flows.small_volume import PVC, make_volume
 from tests.kubernetes.conftest import LOOK_SECONDS
 from tests.kubernetes_double.cluster import Cluster
+from tests.object_store import s3_server
 from trainer.events import Event
 from trainer.outcome import Outcome
 
@@ -32,11 +32,8 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real S3 server on loopback; nothing of it in this process' environment."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 def upload(folder: Path, url: str) -> None:

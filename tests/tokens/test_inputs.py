@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from tests.object_store import s3_server
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.prose import story
 from trainer.errors import RequestError, StepError
@@ -129,23 +130,18 @@ def test_files_on_any_file_system_by_url(volume: Volume):
 def bucket(monkeypatch: pytest.MonkeyPatch):
     """An empty bucket on a server of the test's own; yields a client for it."""
     import boto3
-    from moto.server import ThreadedMotoServer
+    import s3fs
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="corpus")
-    yield client
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with s3_server() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="corpus")
+        yield client
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_bucket_gives_what_a_folder_gives(volume: Volume, bucket):

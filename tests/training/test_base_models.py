@@ -10,11 +10,11 @@ import boto3
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 from tensorizer import TensorSerializer
 from transformers import AutoModelForCausalLM
 
+from tests.object_store import s3_server
 from tests.training.forking import Strike, ended_with, log_of, run_step
 from tests.training.volume import VOCABULARY, make_config, make_model, make_volume, read_lines
 from trainer.models import load_base, load_model
@@ -33,20 +33,17 @@ def tensorize(model: Any, path: Path) -> Path:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An S3 server on this machine, as any that AWS_ENDPOINT_URL names."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    yield client
-    server.stop()
+    with s3_server() as url:
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="models")
+        yield client
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
