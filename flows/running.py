@@ -150,7 +150,7 @@ def summary(parameters: Parameters, home: Path, result: dict[str, Any], seconds:
     if (run_folder / "evaluation.md").exists():
         rows.append(("samples", str(run_folder / "evaluation.md")))
     if result.get("url"):
-        rows.append(("served at", f"{result['url']}  (finetune stop {parameters.run_name})"))
+        rows.append(("served at", f"{result['url']}  ({_stop_command(parameters.run_name)})"))
     width = max(len(name) for name, _ in rows) + 2
     head = f"{parameters.run_name} is done in {format_seconds(seconds)}"
     return "\n".join([head, *(f"{name:<{width}}{text}" for name, text in rows)])

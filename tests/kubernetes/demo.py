@@ -4,7 +4,8 @@
 
 The cluster is the tests' double of the Kubernetes API; its containers are real processes, its
 volume a folder. In mid-training the orchestrator is ended with kill -9 and started again: it
-meets the Job that went on without it. Two to three minutes on two cores.
+meets the Job that went on without it. The model that comes out is served by an InferenceService,
+asked, and taken away again. Three to five minutes on two cores.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from infra.manifests_pod import GPU_RESOURCE
+from infra.service_client import Address, curl_command
 from tasks.wording import format_seconds
 from tests.kubernetes.job_history import JobSeen, jobs_seen
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
@@ -27,6 +29,8 @@ from tests.kubernetes_double.cluster import Cluster
 from trainer.run_folder import RunFolder
 
 PVC = "finetune-data"
+GPU = "A40"
+PROMPT = "The sheriff"
 KILLED_AFTER_STEPS = 40
 COLUMNS = "{:<38} {:>4} {:>4} {:>9}  {}"
 
@@ -36,9 +40,8 @@ def main() -> int:
     parser.add_argument("--params", type=Path, required=True, help="parameters of the run")
     parser.add_argument("--run-name", default="demo-kubernetes")
     args = parser.parse_args()
-    # A model that is left served would end with the cluster.
-    known = {"run_name": args.run_name, "run_inference": False}
-    given = yaml.safe_load(args.params.read_text()) | known
+    given = yaml.safe_load(args.params.read_text())
+    given |= {"run_name": args.run_name, "run_inference": True, "inference_gpu": GPU}
     run = RunFolder(PVC, args.run_name)
     with tempfile.TemporaryDirectory(prefix="demo-kubernetes-") as place:
         params = Path(place) / "params.yaml"
@@ -48,27 +51,40 @@ def main() -> int:
         volumes = {PVC: Path(PVC).resolve()}
         with Cluster(Path(place) / "cluster", volumes, manifests=MANIFESTS) as cluster:
             cluster.node.environment = {"DS_ACCELERATOR": "cpu"}
-            print("a cluster of one node with 8 A40, as infra/cluster sets a namespace up")
-            exit_code = orchestrate(command, cluster, run)
+            os.environ["KUBECONFIG"] = str(cluster.node.kubeconfigs[ORCHESTRATOR])
+            print(f"a cluster of one node with 8 {GPU}, as infra/cluster sets a namespace up")
+            exit_code = orchestrate(command, run)
+            if not exit_code:
+                exit_code = ask_and_stop(cluster, args.run_name)
             print("\n".join(table(jobs_seen(cluster.history()))))
     return exit_code
 
 
-def orchestrate(command: list[str], cluster: Cluster, run: RunFolder) -> int:
+def orchestrate(command: list[str], run: RunFolder) -> int:
     """Run the command line as a user does; it is killed once while it trains."""
-    kubeconfig = str(cluster.node.kubeconfigs[ORCHESTRATOR])
-    environment = {**os.environ, "KUBECONFIG": kubeconfig}
     print("+ finetune", *command[3:], flush=True)
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command)
     already = steps_done(run)
     while (exit_code := process.poll()) is None:
         if steps_done(run) >= already + KILLED_AFTER_STEPS and not run.final.exists():
             process.send_signal(signal.SIGKILL)
             process.wait()
             print("+ kill -9 of what follows the Jobs, and the same command again", flush=True)
-            return subprocess.run(command, env=environment, check=False).returncode
+            return subprocess.run(command, check=False).returncode
         with_patience(process)
     return exit_code
+
+
+def ask_and_stop(cluster: Cluster, run_name: str) -> int:
+    """Ask the service that the run left as a client does, and have it removed."""
+    (service,) = cluster.do(lambda: cluster.store.list("inferenceservices"))
+    curl = curl_command(Address(service["status"]["url"]), PROMPT)
+    print("+", curl, flush=True)
+    subprocess.run(f"{curl} --silent --show-error --fail", shell=True, check=True)
+    stop = ["stop", run_name, "--backend", "kubernetes"]
+    print()
+    print("+ finetune", *stop, flush=True)
+    return subprocess.run([sys.executable, "-m", "flows.cli", *stop], check=False).returncode
 
 
 def with_patience(process: subprocess.Popen[bytes]) -> None:

@@ -43,7 +43,8 @@ def jobs_seen(history: Iterable[tuple[int, str, str, Object]]) -> list[JobSeen]:
             jobs[metadata["uid"]] = JobSeen(metadata["name"], spec, began, metadata["uid"])
         elif kind == "jobs":
             _note_end(jobs[metadata["uid"]], obj)
-        for owner in metadata.get("ownerReferences", []) if kind == "pods" else []:
+        owners = metadata.get("ownerReferences", []) if kind == "pods" else []
+        for owner in (o for o in owners if o["uid"] in jobs):  # servers have other owners
             jobs[owner["uid"]].pods.add(metadata["name"])
             jobs[owner["uid"]].said = _said(obj) or jobs[owner["uid"]].said
     return list(jobs.values())
