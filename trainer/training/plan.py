@@ -1,12 +1,23 @@
 """Which contexts make up each optimizer step, and at what learning rate: plain arithmetic."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trainer.training.order import Order
+
+
+class Shortened(NamedTuple):
+    """A schedule that ends before its epochs do: see trainer/training/budget.py."""
+
+    begin: int
+    """The step from which the learning rate falls to 0, from 0."""
+    learn_rate: float
+    """There."""
+    steps: int
+    """In all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +36,7 @@ class TrainingPlan:
     shuffle: bool
     learn_rate: float
     warmup_ratio: float
+    shortened: Shortened | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -33,7 +45,16 @@ class TrainingPlan:
 
     @property
     def steps(self) -> int:
+        return self.shortened.steps if self.shortened else self.whole_steps
+
+    @property
+    def whole_steps(self) -> int:
+        """Of all epochs."""
         return self.steps_per_epoch * self.epochs
+
+    def shortened_to(self, steps: int, begin: int) -> "TrainingPlan":
+        """The same up to step `begin`; from there the learning rate falls to 0 at `steps`."""
+        return replace(self, shortened=Shortened(begin, self.learning_rate(begin), steps))
 
     def order(self) -> Order:
         return Order(self.num_contexts, self.seed, self.shuffle)
@@ -63,10 +84,14 @@ class TrainingPlan:
         Source: the schedule of transformers' Trainer (`get_linear_schedule_with_warmup`),
         which the reference trains with.
         """
-        warmup = math.ceil(self.steps * self.warmup_ratio)
+        if self.shortened and step >= self.shortened.begin:
+            begin, rate, steps = self.shortened
+            return rate * max(0, steps - step) / max(1, steps - begin)
+        steps = self.whole_steps
+        warmup = math.ceil(steps * self.warmup_ratio)
         if step < warmup:
             return self.learn_rate * step / max(1, warmup)
-        return self.learn_rate * max(0, self.steps - step) / max(1, self.steps - warmup)
+        return self.learn_rate * max(0, steps - step) / max(1, steps - warmup)
 
     def to_record(self) -> dict[str, Any]:
         """What run.json and every checkpoint say about it."""

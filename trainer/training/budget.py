@@ -1,0 +1,69 @@
+"""A run's budget: when training has to end, and a schedule that ends by then.
+
+What is planned to cost too much is refused before it begins (flows/planning/gates.py).
+Here is what happens where reality is slower than the plan: the last step comes earlier,
+the learning rate falls to 0 there, and what comes out is a finished model.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from trainer.config import FinetuneConfig
+from trainer.report.times import QUEUE, STOPPED, ledger
+from trainer.run_folder import RunFolder
+
+AIM = 0.97
+"""Of the time left: a schedule is planned to take so much of it, ..."""
+LEAST = 0.9
+"""... and is planned anew when it would take more than all of it, or less than this."""
+BELIEVED = 0.02
+"""Of the time left: so long has to be measured before its pace is believed."""
+
+
+def end_by(config: FinetuneConfig, run: RunFolder, now: float) -> float:
+    """When training has to have ended (Unix time); 0: no limit.
+
+    What the run took so far counts, over all its attempts, and what evaluating is planned
+    to take after it. A run that was stopped takes no hours, and one that waits for a
+    machine no dollars.
+    """
+    budget, plan, limits = config.budget, config.plan, []
+    spent = {name: seconds for name, seconds in ledger(run).items() if name != STOPPED}
+    if budget.max_hours:
+        limits.append(now + 3600 * budget.max_hours - sum(spent.values()))
+    if budget.max_dollars and (per_hour := plan.get("dollars_per_hour")):
+        paid = sum(spent.values()) - spent.get(QUEUE, 0.0)
+        limits.append(now + 3600 * budget.max_dollars / per_hour - paid)
+    if budget.deadline:
+        moment = datetime.fromisoformat(budget.deadline)
+        limits.append((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    reserve = plan.get("evaluation_seconds", 0.0)
+    return max(1.0, min(limits) - reserve) if limits else 0.0
+
+
+def last_step(
+    done: int,
+    end: int,
+    whole: int,
+    left: float,
+    measured: float,
+    remaining_seconds: Callable[[int], float],
+) -> int:
+    """The last step that there is time for; `end`, as it is planned, where that will do.
+
+    Args:
+        done: Steps that are done.
+        end: The last one as the schedule is now.
+        whole: The last one of all epochs.
+        left: Seconds.
+        measured: Seconds in which the pace was measured.
+        remaining_seconds: What the steps up to a last one take, and what comes between them.
+    """
+    if measured < left * BELIEVED:
+        return end
+    needed = remaining_seconds(end)
+    if needed <= left and (end == whole or needed >= left * LEAST):
+        return end
+    later = range(done + 1, whole + 1)
+    return done + bisect_right(later, left * AIM, key=remaining_seconds)
