@@ -62,10 +62,14 @@ def adopt(run: str, name: str | None, home: Path, pvc: str) -> None:
     show_default=True,
     help="Where the run is to be; with kubernetes the cluster is asked too.",
 )
-def rehearse(assignments: tuple[str, ...], file: Path | None, home: Path, backend: str) -> None:
-    """Find out what would go wrong: on the volume, in the plan, on the cluster.
+@click.option("--checks-only", is_flag=True, help="Leave the run in small out.")
+def rehearse(
+    assignments: tuple[str, ...], file: Path | None, home: Path, backend: str, checks_only: bool
+) -> None:
+    """Find out what would go wrong, and run every step in small on this CPU.
 
-    Makes nothing and starts nothing. Exit code 78 when the run would be refused.
+    About two minutes. Asks for no GPU and leaves nothing behind. Exit code 78 when the
+    run would be refused.
     """
     from flows import rehearse as rehearsal
 
@@ -74,6 +78,19 @@ def rehearse(assignments: tuple[str, ...], file: Path | None, home: Path, backen
     problems = rehearsal.problems_of(parameters, home, on_cluster=on_cluster, say=click.echo)
     if problems:
         raise RequestError(*problems)
+    if not checks_only:
+        rehearsal.rehearse_run(parameters, home, click.echo)
+
+
+@click.command("notify-data")
+@click.argument("dataset")
+@pvc_option
+def notify_data(dataset: str, pvc: str) -> None:
+    """Tell the Prefect server that DATASET changed, so that retrain/nightly starts now."""
+    from flows import notify
+
+    event = notify.notify_data(dataset, pvc)
+    click.echo(f"{notify.EVENT}: {dataset} (event {event})")
 
 
 @click.command()
@@ -145,4 +162,4 @@ def _value(text: str) -> Any:
         return text
 
 
-COMMANDS = [import_argo, adopt, rehearse, sweep]
+COMMANDS = [import_argo, adopt, rehearse, notify_data, sweep]

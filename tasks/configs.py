@@ -10,7 +10,7 @@ from trainer.config import STEP_CONFIGS, SamplingConfig, load_step_config
 # What does not define a step's work: a step under way is adopted whatever these are.
 NOT_DEFINING = frozenset(
     "volume logs project_id wandb_key processes nodes no_resume attempt earlier_outcomes plan "
-    "flow_began asked workers paranoid checkpoints grace_seconds".split()
+    "flow_began asked workers paranoid checkpoints budget grace_seconds".split()
 )
 
 
@@ -69,6 +69,21 @@ def deploy_config(parameters: Mapping[str, Any], **known: Any) -> dict[str, Any]
     """Config of the deploy step, on a cluster."""
     values = {name: value for name, value in parameters.items() if name != "serving"}
     return _config("deploy", values, **known)
+
+
+def champion_config(
+    parameters: Mapping[str, Any],
+    request: Mapping[str, Any],
+    *,
+    series: str,
+    action: str,
+    model: str,
+    tokens: str,
+    **more: Any,
+) -> dict[str, Any]:
+    """Config of the champion step; it belongs to no run."""
+    known = {"series": series, "action": action, "model": model, "tokens": tokens, **more}
+    return _config("champion", parameters, request=dict(request), run_name="", **known)
 
 
 def _sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,6 +194,27 @@ class LoraConfig:
     """Names of the layers that get one; empty: what peft knows for the architecture."""
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OptimizerConfig:
+    """Adam, and where it is."""
+
+    offload: Literal["", "never", "always"] = ""
+    """Whether its numbers live in host memory (DeepSpeed's CPU Adam); '': where a GPU is full."""
+    adam_bits: Literal[32, 8] = 32
+    """Of Adam's two moments; 8 takes a quarter of the memory, and goes without offload."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class KernelsConfig:
+    """How the model's operations are carried out."""
+
+    compile: bool = False
+    """Have torch.compile write them: minutes at the start, faster steps. Not with zero_stage 3
+    over several processes."""
+    liger: bool = False
+    """Take Liger's fused ones, where it knows the architecture. On a GPU alone."""
+
+
 def _moment(value: str) -> str:
     if value:
         datetime.fromisoformat(value)
@@ -205,7 +226,10 @@ Moment = Annotated[str, AfterValidator(_moment)]
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BudgetConfig:
-    """What a run may take: one that is planned to take more is refused before it begins."""
+    """What a run may take: one that is planned to take more is refused before it begins.
+
+    One that turns out to take more ends earlier, with a finished model.
+    """
 
     max_dollars: PositiveOrZero = 0.0
     """Of cores, memory and GPUs, at the catalogue's prices; 0: no limit."""
@@ -289,6 +313,10 @@ class FinetuneConfig(StepConfig):
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     lora: LoraConfig | None = None
     """None: all weights are trained."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Where the run would take more, training ends earlier, its learning rate at 0."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     grace_seconds: Positive = 120.0
     """Seconds between SIGTERM and the kill that follows: a save has to fit."""
     request: dict[str, Any] = field(default_factory=dict)
@@ -369,6 +397,28 @@ class DeployConfig(StepConfig):
     """What the server was made from, for the record."""
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ChampionConfig(StepConfig):
+    """Say whether a series of retrainings has something new, judge its run, or record it."""
+
+    series: RunName
+    """Its name, which the names of its runs begin with."""
+    action: Literal["look", "judge", "record"]
+    model: NonEmpty
+    """The base model's folder on the volume."""
+    tokens: NonEmpty
+    """The store's folder on the volume."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """The parameters that define a run."""
+    start_from: Literal["base", "last"] = "base"
+    """What is trained: the base model, or the champion's final one."""
+    trust_remote_code: bool = False
+    candidate: str = ""
+    """The run to judge or record."""
+    verdict: dict[str, Any] = field(default_factory=dict)
+    """What judging came to, to be recorded."""
+
+
 STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "fetch": FetchConfig,
     "tokenize": TokenizeConfig,
@@ -376,6 +426,7 @@ STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "evaluate": EvaluateConfig,
     "serve": ServeConfig,
     "deploy": DeployConfig,
+    "champion": ChampionConfig,
 }
 
 # --- loading ----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ STEP_MODULES = {
     "evaluate": "trainer.evaluation",
     "serve": "trainer.serving.step",
     "deploy": "trainer.serving.deploy",
+    "champion": "trainer.champion",
 }
 
 

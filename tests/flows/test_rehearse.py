@@ -1,7 +1,8 @@
-"""What is wrong with a request is found before a GPU is asked for."""
+"""What is wrong with a request is found before a GPU is asked for, and the run works in small."""
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 
 from flows.parameters import Parameters
 from flows.rehearse import problems_of
-from tests.flows.small_volume import PVC
+from tests.flows.small_volume import PVC, finetune
 from tests.kubernetes_double.cluster import Cluster
 from trainer.config import load_parameters
 from trainer.errors import RequestError
+from trainer.shrinking import shrunken
 
 RIGHT = {"run_name": "first", "model": "models/tiny", "context": 64, "batch_size": 1}
 LABELS = {"gpu.nvidia.com/class": "A40", "topology.kubernetes.io/region": "ORD1"}
@@ -134,3 +136,40 @@ def test_a_request_that_is_right_passes_and_nothing_is_made(home: Path, cluster:
     assert found(home, {}, "request", "plan", "cluster") == []
     made = cluster.do(lambda: cluster.store.list("jobs", ""))
     assert made == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "head_dim": 128,
+         "num_key_value_heads": 8, "num_hidden_layers": 32, "intermediate_size": 14336},
+        {"model_type": "gpt_neox", "hidden_size": 2560, "num_attention_heads": 32,
+         "num_hidden_layers": 32, "intermediate_size": 10240, "rotary_pct": 0.25},
+        {"model_type": "gpt_neo", "hidden_size": 2560, "num_heads": 20, "num_layers": 32,
+         "attention_types": [[["global", "local"], 16]]},
+        {"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "rotary_dim": 64},
+        {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_inner": None},
+    ],
+    ids=lambda config: config["model_type"],
+)  # fmt: skip
+def test_a_model_is_made_small_and_keeps_its_kind(config: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    (tmp_path / "config.json").write_text(json.dumps({**shrunken(config), "vocab_size": 500}))
+    small = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert small.config.model_type == config["model_type"]
+    assert sum(p.numel() for p in small.parameters()) < 600_000
+    assert small(torch.zeros(1, 8, dtype=torch.long)).logits.shape == (1, 8, 500)
+
+
+def test_every_step_is_run_in_small_and_nothing_is_left(
+    home: Path, volume: Path, environment: dict[str, str]
+) -> None:
+    given = {**RIGHT, "gradients": 2}
+    words = [word for item in given.items() for word in ("-p", "=".join(map(str, item)))]
+    process: subprocess.Popen[str] = finetune(home, environment, "rehearse", *words)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, out + err
+    assert "interrupted once" in out
+    assert not (volume / "first").exists()
+    assert not list((volume / "cache/rehearsals").iterdir())

@@ -1,0 +1,122 @@
+"""The flow `retrain`: train again when something changed, and serve what came out if it is better.
+
+Made for a schedule. What it decided is kept on the volume (trainer/champion.py), so a
+run that is killed is gone on with by the next one.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from annotated_types import MaxLen
+from prefect import flow
+from prefect.client.schemas.objects import StateType
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import State
+
+from flows.finetune import finetune
+from flows.parameters import Parameters, cluster_settings, takes
+from infra import local_service
+from infra.local_processes import LocalBackend
+from infra.place import backend_from_environment
+from tasks.following import claimed
+from tasks.retraining import champion, show_decision
+from tasks.running import Run, current_watcher
+from tasks.steps import fetch, tokenize
+from trainer.config import RunName, load_parameters
+from trainer.errors import RequestError
+from trainer.outcome import Outcome
+
+DATED = len("-20261123-999")
+
+
+class RetrainParameters(Parameters):
+    """What `retrain` can be asked: all that `finetune` can, under one name for a series."""
+
+    run_name: Annotated[RunName, MaxLen(40 - DATED)] = "nightly"
+    """Name of the series; its runs are named after it and the day (at most 27 characters)."""
+    start_from: Literal["base", "last"] = "base"
+    """What is trained: the base model, or the best one that the series made so far."""
+
+
+@flow(name="retrain", flow_run_name="{run_name}", validate_parameters=False)
+@takes(RetrainParameters)
+def retrain(**given: Any) -> Any:
+    """Train again when data, base model or parameters changed; serve the result if it is better."""
+    parameters = load_parameters(RetrainParameters, given)
+    _refuse_what_needs_no_series(parameters)
+    settings = cluster_settings(parameters)
+    run = Run(
+        parameters=parameters.model_dump(),
+        request={n: v for n, v in parameters.request.items() if n != "start_from"},
+        attempt=str(flow_run.get_id()),
+        backend=backend_from_environment(parameters.logs, settings),
+        nodes=settings.nodes,
+        watcher=current_watcher(),
+    )
+    with claimed(run.backend, parameters.pvc, parameters.run_name):
+        return _retrain(run, parameters)
+
+
+def _retrain(run: Run, parameters: RetrainParameters) -> State[Any]:
+    series = parameters.run_name
+    fetched = fetch(run)
+    at: dict[str, Any] = {"series": series, "fetched": fetched, "tokenized": tokenize(run, fetched)}
+    look = _champion(run, action="look", **at)
+    if look.result["decision"] == "unchanged":
+        return _ended(series, "Unchanged", look.result, look.message)
+    get_run_logger().info("%s", look.message)
+    name = look.result["run"]
+    asked = parameters.model_dump(exclude={"start_from", "run_inference"})
+    asked |= {"run_name": name, "model": look.result["model"]}
+    finetune(**asked)
+    judged = _champion(run, action="judge", candidate=name, **at)
+    promoted = judged.result["decision"] == "promoted"
+    if promoted and parameters.run_inference:
+        finetune(**{**asked, "inference_only": True})
+        _stop_service(run, look.result["champion"])
+    _champion(run, action="record", candidate=name, verdict=judged.result, **at)
+    figures = {"run": name, "champion_before": look.result["champion"], **judged.result}
+    return _ended(series, "Promoted" if promoted else "Kept", figures, judged.message)
+
+
+def _champion(run: Run, **asked: Any) -> Outcome:
+    """What the task came to: a task that names its own state hands that to its caller."""
+    champion(run, **asked)
+    return run.outcomes[-1]
+
+
+def _refuse_what_needs_no_series(parameters: RetrainParameters) -> None:
+    problems = [
+        f"{name} is not for retrain (got true). {instead}"
+        for name, instead in (
+            ("inference_only", "Serve a run by finetune."),
+            ("no_resume", "Each run of a series has a name of its own."),
+        )
+        if getattr(parameters, name)
+    ]
+    if parameters.train_ratio == 1:
+        problems.append(
+            "train_ratio leaves no held-out text to compare models on (got 1.0). Set it below 1."
+        )
+    if problems:
+        raise RequestError(*problems)
+
+
+def _stop_service(run: Run, replaced: str) -> None:
+    """Stop what the champion before served: its successor serves now."""
+    if not replaced:
+        return
+    if isinstance(run.backend, LocalBackend):
+        local_service.stop(run.backend.volume(run.parameters["pvc"]), replaced)
+    else:
+        kind = run.parameters["serving"]["kind"]
+        run.backend.serving(kind).remove(replaced)  # type: ignore[attr-defined]
+
+
+def _ended(series: str, state: str, figures: dict[str, Any], words: str) -> State[Any]:
+    """Completed, under a name and with words that say what was decided."""
+    decided = datetime.now(UTC).isoformat(timespec="seconds")
+    shown = {name: value for name, value in figures.items() if name != "fingerprint"}
+    show_decision(series, {"decision": state.lower(), **shown, "decided": decided}, words)
+    return State(type=StateType.COMPLETED, name=state, message=words, data=shown)
