@@ -212,8 +212,9 @@ def test_killed_in_training_with_kill_9_it_ends_as_if_nothing_had_happened(
 def test_no_resume_starts_over_and_keeps_what_was_there(home: Path, start: Any) -> None:
     first = start("whole", epochs=LONG, no_resume="true")
     wait_for(home / PVC / "whole/replaced/*", first)
-    wait_for(home / PVC / "whole/metrics.jsonl", first)
     (kept,) = (home / PVC / "whole/replaced").iterdir()
+    wait_for(kept / "run.json", first)  # which goes last
+    wait_for(home / PVC / "whole/metrics.jsonl", first)
     assert json.loads((kept / "run.json").read_text())["request"]["epochs"] == REQUEST["epochs"]
     assert list((kept / "final").glob("*.safetensors"))
     now = json.loads((home / PVC / "whole/run.json").read_text())
