@@ -52,7 +52,7 @@ def ask(engine: Engine, requests: list[SequenceRequest]) -> list[Told]:
         engine.submit([request], sink)
     answers = [Told() for _ in requests]
     while any(answer.finish is None for answer in answers):
-        index, event = events.get(timeout=60)
+        index, event = events.get(timeout=240)
         answer = answers[index]
         answer.text += event.text
         answer.prompt = answer.prompt or event.prompt

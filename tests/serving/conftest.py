@@ -20,12 +20,12 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(volume: Path) -> Iterator[Service]:
     """A server process for all tests that leave it as it was."""
-    started = local_service.start(volume, "tales", "tales/final", timeout_seconds=120)
+    started = local_service.start(volume, "tales", "tales/final", timeout_seconds=240)
     yield started
     local_service.stop(volume, "tales")
 
 
 @pytest.fixture(scope="session")
 def client(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as http:
+    with httpx.Client(base_url=service.url, timeout=240, trust_env=False) as http:
         yield http

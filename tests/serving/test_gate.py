@@ -61,7 +61,7 @@ def start(volume: Path) -> Service:
         volume,
         "town",
         "town/final",
-        timeout_seconds=120,
+        timeout_seconds=240,
         check=lambda service: gate.check(service.url, service.name, expected),
         figures={"loss": 3.0},
     )

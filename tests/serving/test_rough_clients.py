@@ -114,7 +114,7 @@ def test_flood_is_answered_or_told_to_come_back_and_memory_returns(
     retry_after: set[str | None] = set()
 
     def ask_often() -> None:
-        with httpx.Client(base_url=service.url, timeout=120, trust_env=False) as own:
+        with httpx.Client(base_url=service.url, timeout=240, trust_env=False) as own:
             for _ in range(20):
                 response = own.post("/v1/completions", json={**ENDLESS, "n": 12, "max_tokens": 2})
                 statuses.append(response.status_code)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -48,7 +49,7 @@ def test_record_of_another_process_with_the_same_id_is_not_ours(
 
 def test_model_that_cannot_be_served_is_told_with_the_servers_reason(volume: Path) -> None:
     with pytest.raises(ServiceError, match="model is not a folder on the volume") as caught:
-        local_service.start(volume, "ghost", "ghost/final", timeout_seconds=60)
+        local_service.start(volume, "ghost", "ghost/final", timeout_seconds=240)
     assert caught.value.exit_code == 78
     assert not (volume / "ghost" / "service.json").exists()
 
@@ -66,17 +67,18 @@ def test_sigterm_ends_the_server_with_exit_code_0_after_its_answers(
     try:
         while not ready.exists():
             assert process.poll() is None
+            time.sleep(0.05)
         url = json.loads(ready.read_text())["url"]
         body = {"model": "final", "prompt": "The", "max_tokens": 200, "stream": True}
         body["logit_bias"] = {"0": -100}
         lines = []
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=240) as response:
             for line in response.iter_lines():
                 lines.append(line)
                 if len(lines) == 1:
                     process.send_signal(signal.SIGTERM)
         assert "data: [DONE]" in lines[-2:]
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=240) == 0
     finally:
         process.kill()
         process.wait()

@@ -147,7 +147,8 @@ def _model_forward(
 
 def _rotation(attention: Any, position_ids: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine for each position, each twice in a row: two of (B or 1, T, 1, R)."""
-    table = attention._get_embed_positions(position_ids)[0]  # (positions, R)
+    # It repeats the whole table for each row that it is given.
+    table = attention._get_embed_positions(position_ids[:1])[0]  # (positions, R)
     sin, cos = table[position_ids].to(like.dtype).chunk(2, dim=-1)
     sin, cos = (x.repeat_interleave(2, dim=-1).unsqueeze(2) for x in (sin, cos))
     return sin, cos

@@ -61,8 +61,8 @@ class ContrastiveSearch:
         logits, hidden = self._forward(alone, ids)
         self._context = torch.nn.functional.normalize(hidden[0], dim=-1)
         self._logits = logits[0, -1]
-        for _ in range(min(self.sequence.request.sampling.top_k, len(self._logits))):
-            self._rows.join(alone, 0)
+        candidates = min(self.sequence.request.sampling.top_k, len(self._logits))
+        self._rows.join(alone, [0] * candidates)
 
     def _forward(self, cache: BatchCache, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (rows, T, V) and last hidden states (rows, T, D) of `ids` (rows, T)."""

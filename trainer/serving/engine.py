@@ -235,6 +235,7 @@ class Engine:
     def _take_over(self, logits: torch.Tensor) -> None:
         """Let the prompts that were read go on to their first token; logits (rows, vocabulary)."""
         read, self._reading = self._reading, []
+        going_on = []
         for row, sequence in enumerate(read):
             reason = sequence.given_up
             if reason is None and sequence.request.prompt_logprobs:
@@ -244,8 +245,12 @@ class Engine:
             if reason:
                 self._tell(sequence, sequence.finished(reason))
             elif not self._next_token(sequence, logits[row]):
-                self._cache.join(self._incoming, row)
-                self._answering.append(sequence)
+                going_on.append(row)
+        if len(going_on) == len(read) and not self._answering:
+            self._cache = self._incoming
+        elif going_on:
+            self._cache.join(self._incoming, going_on)
+        self._answering += [read[row] for row in going_on]
         self._incoming = BatchCache()
 
     def _answer(self) -> None:

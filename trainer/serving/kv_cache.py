@@ -38,7 +38,7 @@ class _Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         rows = self.extent.rows + SPARE_ROWS
         columns = self.extent.end + key_states.shape[2] + SPARE_COLUMNS
-        self.buffers = [_zeros(key_states, rows, columns), _zeros(value_states, rows, columns)]
+        self.buffers = [_buffer(key_states, rows, columns), _buffer(value_states, rows, columns)]
         self.is_initialized = True
 
     def update(
@@ -55,12 +55,17 @@ class _Layer(CacheLayerMixin):
         return keys[:rows, :, first:after], values[:rows, :, first:after]
 
     def take_row(self, row: int, source: "_Layer", source_row: int, length: int) -> None:
-        """Copy the last `length` columns of a row of another batch."""
-        end, source_end = self.extent.end, source.extent.end
+        """Copy the last `length` columns of a row of another batch; those before become zero."""
+        first, end, source_end = self.extent.first, self.extent.end, source.extent.end
         for mine, theirs in zip(self.buffers, source.buffers, strict=True):
+            mine[row, :, first : end - length] = 0
             mine[row, :, end - length : end] = theirs[
                 source_row, :, source_end - length : source_end
             ]
+
+    def clear(self, rows: int, first: int, end: int) -> None:
+        for buffer in self.buffers:
+            buffer[:rows, :, first:end] = 0
 
     def move_row(self, source: int, target: int) -> None:
         used = slice(self.extent.first, self.extent.end)
@@ -72,7 +77,7 @@ class _Layer(CacheLayerMixin):
         extent = self.extent
         begin = end - (extent.end - extent.first)
         for index, old in enumerate(self.buffers):
-            new = _zeros(old, rows, columns)
+            new = _buffer(old, rows, columns)
             new[: extent.rows, :, begin:end] = old[: extent.rows, :, extent.first : extent.end]
             self.buffers[index] = new
 
@@ -132,21 +137,25 @@ class BatchCache(Cache):
         self.lengths = list(lengths_after)
         self._extent.end += columns
 
-    def join(self, other: "BatchCache", row: int) -> None:
-        """Take in one row of `other` as the last row here."""
-        length, place = other.lengths[row], len(self.lengths)
+    def join(self, other: "BatchCache", rows: Sequence[int]) -> None:
+        """Take in rows of `other` as the last ones here."""
+        lengths = [other.lengths[row] for row in rows]
+        place, longest = len(self.lengths), max(lengths)
         if not self.lengths:
-            self._extent.end = length
-        self._make_room(0, rows=place + 1, length=length)
-        self._extent.rows = place + 1
-        for index, source in enumerate(other._own):
-            if index == len(self._own):
-                layer = _Layer(self._extent)
-                layer.lazy_initialization(*(b[:, :, :0] for b in source.buffers))
-                self._own.append(layer)
-            self._own[index].take_row(place, source, row, length)
-        self.lengths.append(length)
+            self._extent.end = longest
+        self._make_room(0, rows=place + len(rows), length=longest)
+        self._extent.rows = place + len(rows)
+        for source in other._own[len(self._own) :]:
+            layer = _Layer(self._extent)
+            layer.lazy_initialization(*(b[:, :, :0] for b in source.buffers))
+            self._own.append(layer)
+        before = self._extent.first if place else self._extent.end
+        self.lengths += lengths
         self._fit()
+        for layer, source in zip(self._own, other._own, strict=True):
+            layer.clear(place, self._extent.first, before)
+            for offset, row in enumerate(rows):
+                layer.take_row(place + offset, source, row, lengths[offset])
 
     def leave(self, row: int) -> None:
         """Drop a row; the last one takes its place. The buffers go with the last row."""
@@ -187,6 +196,7 @@ class BatchCache(Cache):
         extent.first, extent.end = end - used, end
 
 
-def _zeros(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    # Zeros, not what memory holds: a masked value still counts as 0 x value, and 0 x NaN is NaN.
-    return like.new_zeros(rows, like.shape[1], columns, like.shape[3])
+def _buffer(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    # Not cleared, for most of it is never used. What comes into use must be: a masked value still
+    # counts as 0 x value, and 0 x NaN is NaN.
+    return like.new_empty(rows, like.shape[1], columns, like.shape[3])
