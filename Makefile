@@ -15,7 +15,7 @@ help:
 	@echo 'make check   lint, format and types'
 	@echo 'make format  put the format right'
 	@echo 'make fuzz-tokens, make chaos   random texts, random kills, for MINUTES=10'
-	@echo 'make chaos-kubernetes   kill the orchestrator at each request that it makes (an hour)'
+	@echo 'make chaos-kubernetes   kill a node of two, and the orchestrator at each request that it makes (an hour)'
 	@echo 'make images  the images of steps and orchestrator, by docker, podman or buildah'
 	@echo 'make bench   the benchmarks, each against a peer in the same run'
 
@@ -62,6 +62,7 @@ chaos: setup
 	@$(BIN)/python -m tests.training.chaos --minutes $(MINUTES)
 
 chaos-kubernetes: setup
+	@$(BIN)/python -m tests.kubernetes.several_nodes_killed
 	@$(BIN)/python -m tests.kubernetes.chaos
 
 bench: setup

@@ -147,7 +147,7 @@ def outage(place: Place, seconds: float) -> None:
     trained: list[int] = []
 
     def go_away() -> None:
-        place.cluster.wait_for(metrics.exists)
+        place.cluster.wait_for(lambda: metrics.exists() and metrics.read_bytes())
         for down in (True, False):
             place.cluster.faults.down = down
             trained.append(metrics.read_bytes().count(b"\n"))
@@ -165,7 +165,9 @@ def outage(place: Place, seconds: float) -> None:
         mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
         logs = client.read_logs(mine, limit=200)
     said = [entry.message for entry in logs if "the cluster" in entry.message]
-    print(f"API away for {seconds:g} s, from line {trained[0]} of metrics to {trained[1]}: {said}")
+    lines = metrics.read_bytes().count(b"\n")
+    away = f"from line {trained[0]} of metrics to {trained[1]} of {lines}"
+    print(f"API away for {seconds:g} s, {away}: {said}", flush=True)
 
 
 def kill_at_each_request(place: Place, first: int) -> None:

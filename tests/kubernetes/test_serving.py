@@ -6,17 +6,21 @@ The tests go in the order of the file: later ones find what the first has left s
 import json
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from flows.cli import cli
 from flows.cluster_stop import stop_on_cluster
 from flows.parameters import Parameters
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from infra.manifests_settings import ClusterSettings
+from infra.place import BACKEND_VARIABLE
 from infra.service_client import Address, ask
 from tasks.cluster_deployment import deploy_on_cluster
 from tasks.following import follow_step
@@ -54,13 +58,19 @@ def cluster(
         yield running
 
 
+@pytest.fixture(autouse=True)
+def rights(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The orchestrator's own, and no more."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.node.kubeconfigs[ORCHESTRATOR]))
+    monkeypatch.setenv(BACKEND_VARIABLE, "kubernetes")
+
+
 @pytest.fixture
-def deploy(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Deploys the run as the flow does, with the orchestrator's own rights."""
-    monkeypatch.setenv("KUBECONFIG", str(cluster.folder / f"kubeconfig-{ORCHESTRATOR}"))
+def deploy(cluster: Cluster) -> Callable[..., Outcome]:
+    """Deploys the run as the flow does."""
     backend = KubernetesBackend(ClusterSettings(), look_seconds=0.2)
 
-    def deploy(*, rollback: bool = False, said: list[str] | None = None, **given: Any) -> Outcome:
+    def deploy(said: list[str] | None = None, **given: Any) -> Outcome:
         values = Parameters(run_name="town", inference_only=True, **given).model_dump()
         attempt = uuid.uuid4().hex
         return deploy_on_cluster(
@@ -70,7 +80,6 @@ def deploy(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., O
                 backend, step_spec(values, "deploy", config, attempt=attempt), []
             ),
             (said if said is not None else []).append,
-            rollback=rollback,
         )
 
     return deploy
@@ -104,6 +113,11 @@ class Asker:
         self._enough.set()
         self._thread.join()
 
+    def await_answer(self, text: str) -> None:
+        """Return once the service has answered so."""
+        while text not in self.answers and not self.errors:
+            time.sleep(0.05)
+
     def _ask(self) -> None:
         while not self._enough.wait(0.05):
             try:
@@ -135,8 +149,10 @@ def test_a_model_is_served_and_another_takes_over_without_a_gap(
     before = answer_of(address)
     train(volume, seed=1)
     with Asker(address) as asker:
+        asker.await_answer(before)
         deploy()
         after = answer_of(address)
+        asker.await_answer(after)
     assert asker.errors == []
     assert set(asker.answers) == {before, after}
     assert history(volume) == [("served", 1), ("served", 2)]
@@ -154,21 +170,31 @@ def test_a_model_that_fails_its_check_gets_no_client(
     golden.write_text(json.dumps(wrong))
     (found,) = cluster.do(lambda: cluster.store.list("inferenceservices"))
     address = Address(found["status"]["url"])
+    before = answer_of(address)
     with Asker(address) as asker:
         with pytest.raises(StepError, match=r"(?s)expected log-probability.*Revision 2 serves on"):
             deploy()
-        answer_of(address)
+        assert answer_of(address) == before
+        asker.await_answer(before)
     assert asker.errors == []
-    assert len(set(asker.answers)) == 1
+    assert set(asker.answers) == {before}
     assert history(volume) == [("served", 1), ("served", 2)]
 
 
 @pytest.mark.parametrize("cluster", ["kserve"], indirect=True)
 def test_the_model_before_is_rolled_back_to_and_the_service_stops(
-    cluster: Cluster, volume: Path, deploy: Callable[..., Outcome]
+    cluster: Cluster, volume: Path
 ) -> None:
-    served = deploy(rollback=True)
-    assert served.result["model"] == "town/replaced/before-1/final"
+    (found,) = cluster.do(lambda: cluster.store.list("inferenceservices"))
+    address = Address(found["status"]["url"])
+    before = answer_of(address)
+    with Asker(address) as asker:
+        done = CliRunner().invoke(cli, ["rollback", "town", "--backend", "kubernetes"])
+    assert done.exit_code == 0, done.output
+    said = f"town: town/replaced/before-1/final serves at {address.url}"
+    assert done.output.splitlines()[-1] == said
+    assert asker.errors == []
+    assert answer_of(address) != before
     assert history(volume) == [("served", 1), ("served", 2), ("rolled back", 3)]
     assert stop_on_cluster(PVC, "town") == ["service"]
     assert cluster.do(lambda: cluster.store.list("inferenceservices")) == []
