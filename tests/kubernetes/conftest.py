@@ -1,7 +1,7 @@
 """A cluster for each test whose steps are stand-ins, and what tests ask of it."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,3 @@ def starts(volume: Path) -> int:
     """How often the step was started."""
     path = volume / "starts"
     return len(path.read_text().split()) if path.exists() else 0
-
-
-def wait_for(cluster: Cluster, found: Callable[[], Any]) -> Any:
-    return cluster.wait_for(found)

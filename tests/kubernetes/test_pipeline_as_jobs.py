@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tests.kubernetes_double.cluster import Cluster
 from trainer.events import Event
 from trainer.outcome import Outcome
 
+AWAY = "the cluster does not answer"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
@@ -98,7 +98,7 @@ def test_evicted_twice_and_the_api_away_the_final_model_is_the_same_bit_for_bit(
         def away() -> None:
             cluster.faults.down = True
             cluster.do(cluster.faults.cut_streams)
-            time.sleep(3)
+            cluster.wait_for(lambda: any(AWAY in line for line in watcher.lines))
             cluster.faults.down = False
 
         watcher = Lines({12: evict, 30: evict, 60: away})

@@ -11,7 +11,10 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
+from flows.parameters import Parameters
+from flows.render import render_request
 from tests.flows.small_volume import make_volume
 from tests.kubernetes.conftest import CLAIM
 from tests.kubernetes.job_history import JobSeen, jobs_seen
@@ -21,9 +24,11 @@ from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.store import Object
 from tests.prefect_processes import PREFECT, prefect_environment, prefect_server, worker
+from trainer.config import load_parameters
 from trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
+MANY_STARTS_SECONDS = 500.0  # processes start one after the other, on a machine that may be busy
 LONG = 2000  # epochs that do not end within a test
 
 
@@ -98,7 +103,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield made
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_cancelled(
     site: Site,
 ) -> None:
@@ -109,7 +114,9 @@ def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_c
     asked = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
     site.prefect("deployment", "run", "finetune/gptj", *asked)
 
-    cluster.wait_for(RunFolder(site.volume, "survivor").metrics.exists)
+    trains = RunFolder(site.volume, "survivor").metrics.exists
+    cluster.wait_for(trains, patience_seconds=MANY_STARTS_SECONDS)
+    assert [job.name for job in site.jobs("survivor-")] == rendered_names(site, "survivor")
     [first] = site.orchestrators()
     assert_right(first, site)
 
@@ -117,7 +124,7 @@ def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_c
     cluster.do(lambda: cluster.kubelet.evict(first))
     adopts = "finetune: Job survivor-finetune-"
     second = cluster.wait_for(lambda: [p for p in site.orchestrators() if is_other(p, first)])[0]
-    cluster.wait_for(lambda: adopts in site.log(second))
+    cluster.wait_for(lambda: adopts in site.log(second), patience_seconds=MANY_STARTS_SECONDS)
     assert "under way already" in site.log(second)
     assert site.state("survivor") == "Running"
     assert [(job.num_pods, job.ended) for job in site.jobs("survivor-finetune")] == [(1, "")]
@@ -130,6 +137,15 @@ def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_c
     last_step = json.loads(run.metrics.read_text().splitlines()[-1])["step"]
     newest = max(path.parent.name for path in run.checkpoints.glob("*/manifest.json"))
     assert newest == f"step-{last_step:08}"  # it saved before it went
+
+
+def rendered_names(site: Site, run_name: str) -> list[str]:
+    """The Jobs up to training's as `finetune render` prints them for the same request."""
+    asked = load_parameters(Parameters, site.ask("flow_runs", run_name)["parameters"])
+    [store] = (site.volume / "tokens").iterdir()
+    steps = ("fetch", "tokenize", "finetune")
+    text = render_request(asked, site.volume.parent, steps, f"tokens/{store.name}")
+    return [job["metadata"]["name"] for job in yaml.safe_load_all(text)]
 
 
 def is_other(pod: Object, than: Object) -> bool:

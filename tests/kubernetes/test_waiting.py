@@ -31,7 +31,7 @@ def mended_then_done(
     thread, lines, ends = follow_beside(backend, step or spec())
     told(cluster, lines, words)
     mend()
-    thread.join(30)
+    thread.join()
     assert ends and ends[0].outcome["status"] == "done"
     assert len([line for line in lines if words in line]) == 1, lines
     assert lines[0].startswith("job run-finetune-01234567: waiting: ")
@@ -77,7 +77,7 @@ def test_a_quota_that_is_used_up(backend: KubernetesBackend, cluster: Cluster) -
     assert not ends
     cluster.controller.refuses_pods = ""
     cluster.do(lambda: cluster.controller._soon("default", "run-finetune-01234567"))
-    thread.join(30)
+    thread.join()
     assert ends[0].outcome["status"] == "done"
 
 
@@ -89,10 +89,10 @@ def test_a_job_that_its_queue_holds_back(cluster: Cluster, tmp_path: Path) -> No
 
 def test_who_waits_too_long_gives_up_if_asked_to(cluster: Cluster, tmp_path: Path) -> None:
     cluster.node.gpus = 0
-    backend = backend_with(tmp_path, pending_timeout_seconds=0.5)
+    backend = backend_with(tmp_path, pending_timeout_seconds=1.0)
     end, _ = follow(backend, spec())
     assert (end.exit_code, end.outcome) == (1, None)
-    assert "no pod had started after 0.5 seconds (Unschedulable: 0/1 nodes" in end.reason
+    assert "no pod had started after 1 seconds (Unschedulable: 0/1 nodes" in end.reason
     cluster.wait_for(lambda: not cluster.jobs())
 
 
@@ -110,7 +110,7 @@ def test_out_of_memory_names_the_limit(cluster: Cluster, volume: Path, tmp_path:
     cluster.wait_for(lambda: starts(volume))
     pod = cluster.running_pod()
     cluster.do(lambda: cluster.kubelet.kill_for_memory(pod))
-    thread.join(30)
+    thread.join()
     assert ends[0].exit_code == 137
     assert ends[0].reason == "out of memory: killed at its limit of 32Gi (raise trainer_ram)"
 
@@ -128,7 +128,7 @@ def test_a_job_deleted_by_somebody_ends_the_wait_as_interrupted(
     thread, _, ends = follow_beside(backend, spec(until="never"))
     cluster.wait_for(lambda: starts(volume))
     backend_with(tmp_path).kill(spec(until="never"))
-    thread.join(30)
+    thread.join()
     assert (ends[0].exit_code, ends[0].reason) == (143, "Job run-finetune-01234567 was deleted")
 
 

@@ -26,7 +26,7 @@ from tests.kubernetes_double.serving import ServingControllers
 from tests.kubernetes_double.store import Object, Store
 
 NAMESPACE = "default"
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 270.0
 
 
 class Cluster:
@@ -149,9 +149,11 @@ class Cluster:
             lambda: next((p for p in self.pods() if p["status"]["phase"] == "Running"), None)
         )
 
-    def wait_for(self, found: Callable[[], Any]) -> Any:
+    def wait_for(
+        self, found: Callable[[], Any], *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Any:
         """What `found` returns, once that is something."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_seconds
         while not (result := found()):
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.01)
