@@ -148,7 +148,7 @@ def _contexts_of(documents: list[bytes], tokenizer: Path, config: TokenizeConfig
     stream = list(_stream(documents, encoder, config.sanitize))
     rules = Rules(context=config.context, boundary=boundary, boundary_index=config.boundary_index)
     at = [place for place, token in enumerate(stream) if token == boundary]
-    cut = plan(rules, at, lambda place: False, 0, len(stream), final=True)
+    cut = plan(rules, at, bytes(len(stream)), 0, len(stream), final=True)
     if not cut.ends:
         return 0.0
     return len(cut.ends) - 1 + (cut.ends[-1] - cut.begins[-1]) / config.context

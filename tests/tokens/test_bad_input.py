@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.tokens.conftest import Volume
 from tests.tokens.models import EOT, byte_level, save
 from tests.tokens.prose import story
 from trainer.errors import RequestError, StepError
+from trainer.tokens import making
 from trainer.tokens.documents import whole_part
 from trainer.tokens.sources import list_sources
 from trainer.tokens.worker import PieceMaker, Recipe
@@ -71,6 +73,7 @@ def test_a_bad_line_of_jsonl_is_named_by_its_number(volume, line, message, befor
     volume.write({"a/b.jsonl": good * before + line})
     got = refused(volume)
     assert f"a/b.jsonl:{2 * before + 1} {message}" in got
+    assert not list(volume.root.glob("cache/tokens/pieces/*"))  # nothing was encoded before
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,23 @@ def test_a_tokenizer_that_cannot_be_loaded(volume: Volume):
 def test_sampling_that_leaves_nothing(volume: Volume):
     volume.write({"a.txt": "a"})
     assert "sampling leaves no context (got 0)" in refused(volume, sampling=0)
+
+
+def test_a_cache_that_is_deleted_meanwhile_is_said_with_what_to_do(volume: Volume, monkeypatch):
+    volume.write({"a.txt": "over the ridge"})
+    pack = making.pack
+
+    def deleted_before(*arguments: object) -> object:
+        shutil.rmtree(volume.root / "cache")
+        return pack(*arguments)
+
+    monkeypatch.setattr(making, "pack", deleted_before)
+    with pytest.raises(StepError, match=r"a file went away .* Run it again") as raised:
+        volume.run()
+    assert not isinstance(raised.value, RequestError)
+    assert not list(volume.root.glob("tokens/*"))
+    monkeypatch.undo()
+    assert volume.store().manifest.num_contexts == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

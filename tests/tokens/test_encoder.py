@@ -1,17 +1,32 @@
 """No encoder is trusted, and no text is cut, without proof."""
 
+import base64
+import gzip
+import itertools
+import json
 import random
+from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.tokens.agreement import strange_text
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.models import EOT, LLAMA, TEXT, byte_level, save
 from tests.tokens.prose import story
-from trainer.tokens.cuts import cut_bytes, cut_text, first_cut
-from trainer.tokens.encoder import OwnEncoder, fast_encoder, prove
+from trainer.tokens.cuts import (
+    MOST_UNCUT_BYTES,
+    PIECE_BYTES,
+    TIGHT_CUT,
+    cut_bytes,
+    cut_text,
+    first_cut,
+)
+from trainer.tokens.encoder import OwnEncoder, fast_encoder, hard_texts, prove
+from trainer.tokens.parts import plan_parts
+from trainer.tokens.reading import read_texts
 from trainer.tokens.sanitize import sanitize
+from trainer.tokens.sources import list_sources
 
 
 def without_words() -> Tokenizer:
@@ -34,8 +49,9 @@ def changed(**parts: object) -> str:
 
 @pytest.mark.parametrize("pattern", ["", LLAMA])
 def test_tokenizers_of_gpt2s_kin_are_encoded_fast_and_in_parts(pattern: str):
-    proof = prove(byte_level(pattern).to_str(), [TEXT, story(1, 4_000)])
-    assert proof == (True, True)
+    tokenizer = byte_level(pattern).to_str()
+    assert prove(tokenizer, hard_texts(tokenizer)) == (True, True)
+    assert prove(tokenizer, [TEXT, story(1, 4_000)]) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +66,37 @@ def test_text_is_not_cut_where_that_would_change_ids(tokenizer_json: str):
     assert not prove(tokenizer_json, [TEXT, "the the the the the the the the\n" * 9]).cuts
 
 
-def test_text_is_not_cut_where_a_special_token_may_reach_over_a_space():
+@pytest.mark.parametrize("token", ["end of story", "<unused0>"])
+def test_text_is_not_cut_where_a_special_token_may_reach_over_the_cut(token: str):
     tokenizer = Tokenizer.from_str(byte_level().to_str())
-    tokenizer.add_special_tokens([AddedToken("end of story", normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False)])
     assert not prove(tokenizer.to_str(), ["a"]).cuts
+
+
+def test_text_is_not_cut_between_letter_and_digit_where_words_hold_both():
+    tokenizer = Tokenizer.from_str(byte_level().to_str())
+    split = pre_tokenizers.Split(Regex(r"\w+|\s+|[^\w\s]+"), "isolated")
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, by_bytes])
+    model = json.loads(tokenizer.to_str())
+    assert prove(json.dumps(model), [TEXT]).cuts
+    model["model"]["vocab"]["h7"] = len(model["model"]["vocab"]) + 1
+    model["model"]["merges"].insert(0, ["h", "7"])
+    assert not prove(json.dumps(model), [TEXT]).cuts  # though no text has them
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_line_of_megabytes_without_a_space_is_read_in_parts(tmp_path: Path, name: str):
+    line = base64.b64encode(random.Random(0).randbytes(5_000_000))
+    content = b'{"text": "%s"}' % line if name == "a.jsonl" else line
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name == "a.txt.gz" else content)
+    (source,) = list_sources(str(tmp_path.parent), tmp_path.name)
+    read = [text for part in plan_parts(source, "", "text", True) for text in read_texts(part)]
+    parts = [text.text for text in read if text]
+    assert b"".join(parts) == line
+    assert max(map(len, parts)) < MOST_UNCUT_BYTES + 2 * PIECE_BYTES
+    for before, after in itertools.pairwise(parts):
+        assert before[-1:].isalpha() and after[:1].isdigit()
 
 
 def test_a_tokenizer_that_may_not_be_cut_gives_the_models_own_ids(volume: Volume):
@@ -87,6 +130,9 @@ def test_parts_encode_to_the_ids_of_the_whole(model: str):
     parts = [part for text in documents for part in cut_text(text, 30)]
     assert len(parts) > 4 * len(documents)
     assert own.encode(parts)[0].tolist() == wanted
+    tight = [part for text in documents for part in cut_text(text, 1, TIGHT_CUT)]
+    assert len(tight) > len(documents)
+    assert own.encode(tight)[0].tolist() == wanted
     assert OwnEncoder(tokenizer, cuts=True).encode(documents)[0].tolist() == wanted
 
 

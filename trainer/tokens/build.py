@@ -16,6 +16,7 @@ import numpy as np
 from trainer.tokens.ledger import Tally
 from trainer.tokens.packing import Packer, Rules, kept_by_sampling, rows
 from trainer.tokens.pieces import LoadedPiece
+from trainer.tokens.progress import Progress
 from trainer.tokens.split import ShareCount, Split
 from trainer.tokens.store import DOCUMENT
 
@@ -245,9 +246,12 @@ class HeldOut:
     def replay(self, writer: ContextWriter) -> None:
         """Feed all of it to `writer`; the file is gone afterwards."""
         self._file.close()
+        progress = Progress("held-out tokens", self.position * self.dtype.itemsize)
         with open(self.path, "rb") as stored:
             for file, count, records in self._feeds:
                 writer.feed(file, np.fromfile(stored, self.dtype, count), records)
+                progress.add(count * self.dtype.itemsize, count)
+        progress.end()
         self.path.unlink()
 
 
@@ -261,6 +265,7 @@ def shuffle(
     """
     order = np.concatenate([begin + drawn_order(end - begin, seed) for begin, end in parts])
     digests = {}
+    progress = Progress("shuffle", len(order) * (context * dtype.itemsize + 4 + 8))
     for name, width in (("tokens", context * dtype.itemsize), ("lengths", 4), ("begins", 8)):
         path = folder / f"{name}.bin"
         ordered = HashedFile(folder / f"{name}.ordered")
@@ -270,8 +275,10 @@ def shuffle(
                 some = order[at : at + step].tolist()
                 block = b"".join([os.pread(file.fileno(), width, row * width) for row in some])
                 ordered.write(np.frombuffer(block, np.uint8))
+                progress.add(len(block), 0)
         digests[f"{name}.bin"] = ordered.close()
         (folder / f"{name}.ordered").rename(path)
+    progress.end()
     return digests
 
 

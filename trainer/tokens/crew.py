@@ -1,6 +1,6 @@
 """The processes that make pieces, on all cores.
 
-    with Crew(tokenizer, workers) as crew:
+    with Crew(exported_tokenizer) as crew:
         crew.begin(recipe, batches)
         while crew.busy: ... crew.done(wait=True)
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from trainer.errors import RequestError, StepError
@@ -27,6 +28,8 @@ from trainer.tokens.vocabulary import child_environment
 from trainer.tokens.worker import Recipe
 
 MOST_WORKERS = 4
+ALONE_BYTES = 4 << 20
+"""Less than this is encoded in the step's own process: others would take longer to start."""
 _QUEUED = 2
 """Tasks a worker holds, so that it never waits for the next."""
 
@@ -39,20 +42,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def num_workers(asked: int) -> int:
-    """How many processes encode; `asked` 0: as many as cores and memory allow."""
-    return asked or min(available_cores(), MOST_WORKERS)
-
-
 class Crew:
-    """Worker processes that make pieces with one recipe."""
+    """Worker processes that make pieces with one recipe; they start when they are needed."""
 
-    def __init__(self, tokenizer: str, workers: int) -> None:
-        pairs = [socket.socketpair() for _ in range(workers)]
+    def __init__(self, tokenizer: Path, workers: int = 0) -> None:
+        """Begin with the exported tokenizer; 0 workers: as many as cores and memory allow."""
+        workers = workers or min(available_cores(), MOST_WORKERS)
+        self._tokenizer, self._workers = str(tokenizer), workers
+        self._process: subprocess.Popen | None = None
+        self._sockets: list[socket.socket] = []
+        self._received = [b""] * workers  # of each, not yet a whole line
+        self._queues: list[list[Batch]] = [[] for _ in range(workers)]
+        self._selector = selectors.DefaultSelector()
+
+    def start(self) -> None:
+        """Start the processes, unless they were: they load the tokenizer meanwhile."""
+        if self._process:
+            return
+        pairs = [socket.socketpair() for _ in range(self._workers)]
         theirs = [pair[1].fileno() for pair in pairs]
-        threads = max(1, available_cores() // workers)
+        threads = max(1, available_cores() // self._workers)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.tokens.worker", tokenizer, *map(str, theirs)],
+            [sys.executable, "-m", "trainer.tokens.worker", self._tokenizer, *map(str, theirs)],
             pass_fds=theirs,
             stdin=subprocess.DEVNULL,
             env={**child_environment(), "RAYON_NUM_THREADS": str(threads)},
@@ -61,9 +72,6 @@ class Crew:
         for _, their in pairs:
             their.close()
         self._sockets = [ours for ours, _ in pairs]
-        self._received = [b"" for _ in pairs]  # of each, not yet a whole line
-        self._queues: list[list[Batch]] = [[] for _ in pairs]
-        self._selector = selectors.DefaultSelector()
         for index, ours in enumerate(self._sockets):
             self._selector.register(ours, selectors.EVENT_READ, index)
 
@@ -71,16 +79,19 @@ class Crew:
         return self
 
     def __exit__(self, *failure: object) -> None:
+        self._selector.close()
+        if not self._process:
+            return
         if failure[0]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        self._selector.close()
         for ours in self._sockets:
             ours.close()  # which ends the worker
         self._process.wait()
 
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
         """Have one worker do one task."""
+        self.start()
         self._send(0, task)
         while not (replies := self._receive(0)):
             pass
@@ -88,6 +99,7 @@ class Crew:
 
     def begin(self, recipe: Recipe, batches: Iterator[Batch]) -> None:
         """Begin to make all pieces."""
+        self.start()
         self._recipe, self._left = asdict(recipe), batches
         for _ in range(_QUEUED):
             for index in range(len(self._sockets)):
@@ -144,6 +156,6 @@ class Crew:
         return replies
 
     def _ended(self) -> str:
-        code = self._process.poll()
+        code = self._process.poll() if self._process else None
         told = f" with exit code {code}" if code else ", perhaps for lack of memory"
         return f"A process that encodes ended{told}. Run it again to go on."

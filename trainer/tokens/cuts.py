@@ -4,8 +4,9 @@ A cut lies between a letter or digit and a single space or line break that a let
 or digit follows. There every pre-tokenizer of GPT-2's kin ends one word and begins
 the next, and the sanitizer neither drops nor joins anything. 'n' is no such letter:
 after a backslash it makes a newline. Chinese and Japanese, which have no spaces, are
-cut before their comma and full stop. Whether a tokenizer is of that kin is proven,
-see encoder.py.
+cut before their comma and full stop. A text that has none of these for megabytes (base64, a
+minified page) is cut between a letter and a digit, of ASCII: such a tokenizer keeps
+them in different words. Whether a tokenizer is of that kin is proven, see encoder.py.
 """
 
 import re
@@ -20,6 +21,8 @@ MOST_WHOLE_BYTES = 16 << 20
 longest line of JSONL."""
 
 CUT = re.compile(r"[^\W_n](?=\r?\n[^\W_]| [^\W_])|[\u3041-\u30fa\u4e00-\u9fff](?=[，。、][^\W_])")
+TIGHT_CUT = re.compile(r"[A-Za-mo-z](?=[0-9])")
+_TIGHT_CUT_BYTES = re.compile(TIGHT_CUT.pattern.encode())
 
 
 def first_cut(text: str, begin: int = 0) -> int | None:
@@ -28,17 +31,32 @@ def first_cut(text: str, begin: int = 0) -> int | None:
     return found.end() if found else None
 
 
-def cut_text(text: str, size: int) -> list[str]:
+def cut_text(text: str, size: int, where: re.Pattern[str] = CUT) -> list[str]:
     """`text` in parts of about `size` characters, cut where it is safe."""
     parts, begin = [], 0
     while len(text) - begin > size:
-        cut = first_cut(text, begin + size)
-        if cut is None:
+        found = where.search(text, begin + size)
+        if not found:
             break
-        parts.append(text[begin:cut])
-        begin = cut
+        parts.append(text[begin : found.end()])
+        begin = found.end()
     parts.append(text[begin:])
     return parts
+
+
+def cut_long_text(text: str) -> list[str]:
+    """`text` in parts of about a piece, cut between letter and digit where there is no other."""
+    parts = []
+    for part in cut_text(text, PIECE_BYTES):
+        long = len(part) > MOST_UNCUT_BYTES // 4  # characters have up to four bytes
+        parts += cut_text(part, PIECE_BYTES, TIGHT_CUT) if long else [part]
+    return parts
+
+
+def tight_cut_bytes(text: bytes | bytearray, begin: int) -> int | None:
+    """The first place from `begin` on between a letter and a digit, in bytes, or None."""
+    found = _TIGHT_CUT_BYTES.search(text, begin)
+    return found.end() if found else None
 
 
 def cut_bytes(window: bytes) -> int | None:

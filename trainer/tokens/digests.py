@@ -1,9 +1,9 @@
 """The SHA-256 of every source file, remembered by size, mtime and inode.
 
 The memory is one small JSON file for each dataset under `cache/`; without it, or for
-files it can't vouch for, the files are read, on all cores. What is not UTF-8 is found
-there, before anything is encoded. A remote file is read once: its bytes are kept until
-the store is made.
+files it can't vouch for, the files are read, on all cores. What is not UTF-8, or no
+JSON, is found there, before anything is encoded. A remote file is read once: its bytes
+are kept until the store is made.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from trainer.errors import StepError
 from trainer.outcome import write_atomically
 from trainer.tokens.documents import whole_part
 from trainer.tokens.progress import Progress
-from trainer.tokens.reading import valid_blocks
+from trainer.tokens.reading import valid_blocks, without_mark
+from trainer.tokens.records import check_lines
 from trainer.tokens.sources import Source, open_source
 
 _READ_BYTES = 1 << 20
@@ -43,27 +44,36 @@ class DigestMemory:
             read = json.loads(path.read_text(encoding="utf-8"))
             self.known, self._files = dict(read["sources"]), dict(read["stores"])
 
-    def of(self, sources: Iterable[Source], copies: Path, paranoid: bool = False) -> list[str]:
+    def of(
+        self, sources: Iterable[Source], copies: Path, text_field: str, paranoid: bool = False
+    ) -> list[str]:
         """The digest of each source, in hex; reads those that are new or changed.
 
         Args:
             sources: The dataset's files.
             copies: Folder for the bytes of remote files; see `nearest`.
+            text_field: Key of the text in JSONL.
             paranoid: Read all of them, whatever the memory holds.
         Raises:
-            RequestError: A text file is not UTF-8; it is named, with the place.
+            RequestError: A text file is not UTF-8, or a line of JSONL no JSON with text; it
+                is named, with the place.
             StepError: A file can't be read; it is named.
         """
         sources = list(sources)
         fresh = [s for s in sources if paranoid or not self._vouches(s)]
         if fresh:
             started_ns = time.time_ns()
-            for source, digest in zip(fresh, Reading(fresh, copies).digests(), strict=True):
+            reading = Reading(fresh, copies, text_field)
+            for source, digest in zip(fresh, reading.digests(), strict=True):
                 young = started_ns - source.modified_ns < _TOO_YOUNG_NS
                 self.known[source.location] = ["" if young else source.stamp, digest]
             self.known = {s.location: self.known[s.location] for s in sources}
             self._write()
         return [self.known[source.location][1] for source in sources]
+
+    def unread_bytes(self, sources: Iterable[Source], paranoid: bool) -> int:
+        """How many bytes `of` would read."""
+        return sum(s.size for s in sources if paranoid or not self._vouches(s))
 
     def knows(self, path: Path) -> bool:
         """Whether a store's file is as it was when it was made or last verified."""
@@ -88,8 +98,8 @@ class DigestMemory:
 class Reading:
     """Reads files on all cores, for their digests."""
 
-    def __init__(self, sources: list[Source], copies: Path) -> None:
-        self.sources, self.copies = sources, copies
+    def __init__(self, sources: list[Source], copies: Path, text_field: str) -> None:
+        self.sources, self.copies, self.text_field = sources, copies, text_field
         self._done_bytes = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
 
@@ -122,8 +132,11 @@ class Reading:
         beside = self.copies / f".{os.getpid()}-{threading.get_ident()}"
         with open(beside, "wb") if source.remote else contextlib.nullcontext() as copy:
             blocks = self._blocks(source, digest, copy)
+            part = whole_part(source, "", self.text_field)
             if source.kind in ("text", "jsonl") and not source.compression:
-                blocks = valid_blocks(blocks, whole_part(source, "", ""))
+                blocks = valid_blocks(blocks, part)
+            if source.kind == "jsonl" and not source.compression:
+                check_lines(without_mark(blocks, part), part)
             for _ in blocks:
                 pass
         if source.remote and not self._stop.is_set():

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.config import TokenizeConfig
 from trainer.outcome import write_atomically
-from trainer.tokens.crew import Crew, num_workers
+from trainer.tokens.crew import ALONE_BYTES, Crew
 from trainer.tokens.encoder import Proof
 from trainer.tokens.parts import sample_places
 from trainer.tokens.sources import Source
@@ -18,8 +18,7 @@ from trainer.tokens.vocabulary import TokenIds, Vocabulary
 from trainer.tokens.worker import Recipe, answer
 
 PIECES_FORMAT = 2
-ALONE_BYTES = 4 << 20
-"""Less than this is encoded in this process: others would take longer to start."""
+_PROOF_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,47 +34,40 @@ class Work:
     ids: TokenIds
     cache: Path
 
-    @property
-    def tokenizer_path(self) -> str:
-        return str(self.cache / "tokenizers" / f"{self.vocabulary.digest}.json")
 
-    def crew(self) -> Crew:
-        """The processes that make it."""
-        return Crew(self.tokenizer_path, num_workers(self.config.workers))
-
-
-def proven(work: Work, crews: contextlib.ExitStack) -> tuple[Proof, Crew | None]:
+def proven(work: Work, crew: Crew) -> Proof:
     """What may be trusted for this corpus; remembered by what was compared.
 
-    Returns:
-        The proof, and the crew that was started for it, if one was.
+    Text that is hard on purpose is compared once for a tokenizer, samples for each corpus.
     """
+    known = [work.vocabulary.digest, *map(_installed, ("tokenizers", "fastokens")), _PROOF_FORMAT]
     places = sample_places(work.sources, work.digests)
     digests = dict(zip((s.path for s in work.sources), work.digests, strict=True))
-    compared = [
-        [work.vocabulary.digest, work.config.sanitize, work.options["text_field"]],
-        [(digests[source.path], offset) for source, offset in places],
-        [_installed("tokenizers"), _installed("fastokens"), PIECES_FORMAT],
-    ]
+    sampled = [(digests[source.path], offset) for source, offset in places]
+    read_by = [work.config.sanitize, work.options["text_field"]]
+    always = _proof(work, crew, known, None)
+    here = _proof(work, crew, [*known, sampled, *read_by], places)
+    return Proof(always.fast and here.fast, always.cuts and here.cuts)
+
+
+def _proof(
+    work: Work, crew: Crew, compared: list[Any], places: list[tuple[Source, int]] | None
+) -> Proof:
+    """The proof on samples at `places`, or on hard text; remembered as `compared`."""
     named = hashlib.sha256(json.dumps(compared).encode()).hexdigest()[:32]
     path = work.cache / "proofs" / f"{named}.json"
-    try:
-        return Proof(**json.loads(path.read_text(encoding="utf-8"))), None
-    except (OSError, ValueError, TypeError):
-        pass
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Proof(**json.loads(path.read_text(encoding="utf-8")))
     task = {
         "prove": places,
-        "tokenizer": work.tokenizer_path,
+        "tokenizer": str(work.vocabulary.path),
         "sanitize": work.config.sanitize,
         "text_field": work.config.text_field,
     }
-    if sum(source.size for source in work.sources) < ALONE_BYTES:
-        proof, crew = Proof(**answer(task, {})), None
-    else:
-        crew = crews.enter_context(work.crew())
-        proof = Proof(**crew.ask(task))
+    alone = sum(source.size for source in work.sources) < ALONE_BYTES
+    proof = Proof(**(answer(task, {}) if alone else crew.ask(task)))
     write_atomically(path, json.dumps(proof._asdict()))
-    return proof, crew
+    return proof
 
 
 def encoder_name(proof: Proof) -> str:
@@ -94,7 +86,7 @@ def _installed(package: str) -> str:
 def recipe(work: Work, proof: Proof) -> Recipe:
     """How pieces are made."""
     return Recipe(
-        tokenizer=work.tokenizer_path,
+        tokenizer=str(work.vocabulary.path),
         sanitize=work.config.sanitize,
         eot=work.ids.eot,
         dtype=work.vocabulary.dtype.str,

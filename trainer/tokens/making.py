@@ -12,6 +12,7 @@ from trainer.config import TokenizeConfig, path_on_volume
 from trainer.errors import RequestError
 from trainer.tokens import store as stores
 from trainer.tokens.build import ContextWriter, HeldOut, divide, shuffle
+from trainer.tokens.crew import Crew
 from trainer.tokens.encoding import Work, encoder_name, proven
 from trainer.tokens.ledger import adds_up
 from trainer.tokens.packing import Rules
@@ -32,8 +33,9 @@ def make_store(
     digests: list[str],
     tokenizer: Path,
     token_digest: str,
+    crew: Crew | None,
 ) -> None:
-    """Make the whole store in `folder`; the manifest last."""
+    """Make the whole store in `folder`, with the crew if one was begun; the manifest last."""
     cache = Path(config.volume) / "cache/tokens"
     vocabulary = load_vocabulary(tokenizer, token_digest, cache / "tokenizers")
     check_embeddings(vocabulary, path_on_volume(config.volume, "model", config.model))
@@ -48,10 +50,10 @@ def make_store(
         ids=ids,
         cache=cache,
     )
-    with contextlib.ExitStack() as crews:
-        proof, crew = proven(work, crews)
-        supply = Supply(work, proof, crew, crews)
-        manifest = pack(work, supply, folder, encoder_name(proof))
+    hands = contextlib.nullcontext(crew) if crew else Crew(vocabulary.path, config.workers)
+    with hands as crew:
+        proof = proven(work, crew)
+        manifest = pack(work, Supply(work, proof, crew), folder, encoder_name(proof))
     path = folder / stores.MANIFEST
     path.write_text(manifest.to_json(), encoding="utf-8")
     with open(path, "rb") as file:

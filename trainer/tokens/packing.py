@@ -6,7 +6,7 @@ characters are found by numpy for the whole window, and a context costs about 1 
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,7 +40,7 @@ class Plan:
 def plan(
     rules: Rules,
     boundaries: Sequence[int],
-    inside: Callable[[int], bool],
+    inside: Sequence[int],
     begin: int,
     size: int,
     final: bool,
@@ -50,7 +50,7 @@ def plan(
     Args:
         rules: How.
         boundaries: Positions of the boundary token, ascending.
-        inside: Whether the token at a position begins inside a character.
+        inside: For each position whether its token begins inside a character.
         begin: Where the first context begins.
         size: Tokens in the window.
         final: The stream ends with the window; else it goes on, and contexts that need to
@@ -67,7 +67,7 @@ def plan(
                 break
             end = after = size
         else:
-            while end > begin and inside(end):
+            while end > begin and inside[end]:
                 end -= 1
             if end == begin:  # a character longer than the context can't be kept whole
                 end = begin + rules.context
@@ -125,7 +125,7 @@ class Packer:
     def __init__(self, rules: Rules, begins_inside: np.ndarray, sink: Sink) -> None:
         self.rules = rules
         self.sink = sink
-        self._inside = begins_inside.tobytes()  # looked up one by one
+        self._inside = begins_inside
         self._pending: list[np.ndarray] = []
         self._num_pending = 0
         self._base = 0  # position in the stream of the first pending id
@@ -149,15 +149,8 @@ class Packer:
         boundaries: list[int] = []
         if self.rules.boundary is not None:
             boundaries = np.flatnonzero(window == self.rules.boundary).tolist()
-        table, token = self._inside, window.item
-        done = plan(
-            self.rules,
-            boundaries,
-            lambda at: bool(table[token(at)]),
-            self._skip,
-            len(window),
-            final,
-        )
+        inside = self._inside[window].tobytes()  # looked up one by one
+        done = plan(self.rules, boundaries, inside, self._skip, len(window), final)
         if done.begins:
             arrays = (np.array(p, np.int64) for p in (done.begins, done.ends, done.nexts))
             self.sink.take(window, self._base, *arrays)

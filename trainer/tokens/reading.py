@@ -11,7 +11,13 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from trainer.errors import RequestError, StepError
-from trainer.tokens.cuts import PIECE_BYTES, WINDOW_BYTES, cut_bytes
+from trainer.tokens.cuts import (
+    MOST_UNCUT_BYTES,
+    PIECE_BYTES,
+    WINDOW_BYTES,
+    cut_bytes,
+    tight_cut_bytes,
+)
 from trainer.tokens.documents import Part, Text
 from trainer.tokens.records import check_uncut, damaged, jsonl_texts, parquet_texts, then
 from trainer.tokens.sources import open_source
@@ -33,7 +39,10 @@ def read_texts(part: Part) -> Iterator[Text | None]:
             if part.kind == "parquet":
                 yield from parquet_texts(file, part)
                 return
-            blocks = valid_blocks(_blocks(file, part), part)
+            blocks = _blocks(file, part)
+            if part.compression:  # other text was looked at for its digest
+                blocks = valid_blocks(blocks, part)
+            blocks = without_mark(blocks, part)
             yield from (jsonl_texts if part.kind == "jsonl" else _text)(blocks, part)
     except _damage(part.compression) as error:
         raise damaged(part, error) from error
@@ -86,10 +95,9 @@ def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def valid_blocks(blocks: Iterator[bytes], part: Part) -> Iterator[bytes]:
-    """The same blocks, without a byte order mark; raises RequestError unless they are UTF-8."""
+    """The same blocks; raises RequestError unless they are UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, pending = part.start, 0
-    begins = part.start == 0
     for block in then(blocks, b""):  # the empty one: a character cut off by the end
         if pending or not block.isascii():
             try:
@@ -98,10 +106,14 @@ def valid_blocks(blocks: Iterator[bytes], part: Part) -> Iterator[bytes]:
                 raise _not_utf8(part, offset - pending + error.start, error) from error
             pending = len(decoder.getstate()[0])
         offset += len(block)
-        if begins and block:
-            begins = False
-            block = block.removeprefix(codecs.BOM_UTF8)
         yield block
+
+
+def without_mark(blocks: Iterator[bytes], part: Part) -> Iterator[bytes]:
+    """The same blocks, without a byte order mark."""
+    if not part.start:
+        yield next(blocks, b"").removeprefix(codecs.BOM_UTF8)
+    yield from blocks
 
 
 def _not_utf8(part: Part, offset: int, error: UnicodeDecodeError) -> RequestError:
@@ -123,13 +135,17 @@ def _text(blocks: Iterator[bytes], part: Part) -> Iterator[Text]:
         buffer += block
         while part.cut and len(buffer) >= searched + WINDOW_BYTES:
             cut = cut_bytes(bytes(buffer[searched : searched + WINDOW_BYTES]))
+            if cut is not None:
+                cut += searched
+            elif searched > MOST_UNCUT_BYTES:
+                cut = tight_cut_bytes(buffer, PIECE_BYTES)
             if cut is None:
                 # The windows overlap: a cut must not hide in a seam between two.
                 searched += WINDOW_BYTES - 16
                 continue
-            yield Text(bytes(buffer[: searched + cut]), first, last=False)
-            del buffer[: searched + cut]
-            offset += searched + cut
+            yield Text(bytes(buffer[:cut]), first, last=False)
+            del buffer[:cut]
+            offset += cut
             first, searched = False, PIECE_BYTES
         check_uncut(part, len(buffer), f"from offset {offset:,} on")
     yield Text(bytes(buffer), first, last=part.stop == part.whole)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from trainer.errors import RequestError
-from trainer.tokens.cuts import MOST_UNCUT_BYTES, MOST_WHOLE_BYTES, PIECE_BYTES, cut_text
+from trainer.tokens.cuts import MOST_UNCUT_BYTES, MOST_WHOLE_BYTES, PIECE_BYTES, cut_long_text
 from trainer.tokens.documents import Part, Text
 from trainer.tokens.sources import open_source
 
@@ -43,6 +43,21 @@ def then(blocks: Iterator[bytes], last: bytes) -> Iterator[bytes]:
 
 
 def jsonl_texts(blocks: Iterator[bytes], part: Part) -> Iterator[Text | None]:
+    """Each line's document, in parts where it is long; None for a blank line."""
+    for text in _line_texts(blocks, part):
+        if text is None:
+            yield None
+        else:
+            yield from _in_parts(text, part)
+
+
+def check_lines(blocks: Iterator[bytes], part: Part) -> None:
+    """Raise RequestError unless every line is blank or has a text."""
+    for _ in _line_texts(blocks, part):
+        pass
+
+
+def _line_texts(blocks: Iterator[bytes], part: Part) -> Iterator[str | None]:
     rest: list[bytes] = []
     number = length = 0
     for block in then(blocks, b"\n"):
@@ -53,7 +68,7 @@ def jsonl_texts(blocks: Iterator[bytes], part: Part) -> Iterator[Text | None]:
                 rest, length = [], 0
             number += 1
             if line and not line.isspace():
-                yield from _in_parts(_line_text(line, part, number), part)
+                yield _line_text(line, part, number)
             elif line:
                 yield None
         if last:
@@ -121,7 +136,7 @@ def _line_number(part: Part, number: int) -> int:
 
 def _in_parts(text: str, part: Part) -> Iterator[Text]:
     long = part.cut and len(text) > 2 * PIECE_BYTES
-    parts = cut_text(text, PIECE_BYTES) if long else [text]
+    parts = cut_long_text(text) if long else [text]
     for index, piece in enumerate(parts):
         encoded = _utf8(piece)
         check_uncut(part, len(encoded), f"that begin {piece[:40]!r}")

@@ -25,7 +25,7 @@ WHITE_SPACE = (
 _SPACE, _NEWLINE, _COLON, _BACKSLASH = 0x20, 0x0A, 0x3A, 0x5C
 _TAB_TO_SPACE = bytes.maketrans(b"\t", b" ")
 _WIDE = [int.from_bytes(rune.encode()) for rune in WHITE_SPACE[6:]]
-_WIDE_OF_TWO, _WIDE_OF_THREE = _WIDE[:2], _WIDE[2:]  # bytes
+_WIDE_OF_TWO, _WIDE_OF_THREE = np.array(_WIDE[:2]), np.array(_WIDE[2:])  # bytes
 
 
 def sanitize(text: bytes) -> bytes:
@@ -83,7 +83,7 @@ def _drop_first_of_trailing(
 def _without(codes: np.ndarray, dropped: np.ndarray) -> bytes:
     """The text without the bytes that are `dropped`."""
     places = np.flatnonzero(dropped)
-    if len(places) > len(codes) // 256:
+    if len(places) > len(codes) // 1024:
         return codes[~dropped].tobytes()
     kept = codes.data  # few: copying what is between them takes half the time
     edges = places.tolist()
@@ -99,10 +99,10 @@ def _wide_space_at_line_ends(text: bytes) -> bool:
     ends, begins = ends[codes[ends - 1] >= 0x80], begins[codes[begins] >= 0x80]
     last, first = _three_bytes(codes, ends - 3), _three_bytes(codes, begins)
     return bool(
-        np.isin(last, _WIDE_OF_THREE).any()
-        or np.isin(first, _WIDE_OF_THREE).any()
-        or np.isin(last & 0xFFFF, _WIDE_OF_TWO).any()
-        or np.isin(first >> 8, _WIDE_OF_TWO).any()
+        (last[:, None] == _WIDE_OF_THREE).any()
+        or (first[:, None] == _WIDE_OF_THREE).any()
+        or (last[:, None] & 0xFFFF == _WIDE_OF_TWO).any()
+        or (first[:, None] >> 8 == _WIDE_OF_TWO).any()
     )
 
 
@@ -139,6 +139,6 @@ _MISENCODED = re.compile(b"\xc3(?:%s)" % b"|".join(re.escape(key[1:]) for key in
 
 def mend_encoding(text: bytes) -> bytes:
     """Put right what was UTF-8 read as Windows-1252, leftmost first, not rescanned."""
-    if text.isascii():
+    if b"\xc3" not in text:
         return text
     return _MISENCODED.sub(lambda found: MISENCODINGS[found[0]], text)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from trainer.config import is_url, path_on_volume
 from trainer.errors import RequestError, StepError
 
 KINDS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -42,6 +41,9 @@ def list_sources(volume: str, dataset: str) -> list[Source]:
         RequestError: It is missing, or has no file that can be read.
         StepError: A listing failed; it names the object.
     """
+    # Not above: processes that only read sources do without pydantic, half of their start.
+    from trainer.config import is_url, path_on_volume
+
     if is_url(dataset):
         found = list(_remote(dataset))
     else:

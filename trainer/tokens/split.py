@@ -111,7 +111,7 @@ class ShareCount:
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self._levels = np.unique(np.minimum(split.share * _STEPS, 1.0))
+        self._levels = np.array(sorted({min(split.share * step, 1.0) for step in _STEPS}))
         self._between = np.zeros(len(self._levels) + 1)  # whole documents' tokens, by level
         self._smallest = -1
 

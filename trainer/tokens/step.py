@@ -15,12 +15,13 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer import events
 from trainer.config import TokenizeConfig, path_on_volume
-from trainer.errors import DamagedError, RequestError
+from trainer.errors import DamagedError, RequestError, StepError
 from trainer.outcome import sync_folder
 from trainer.steps import StepResult
 from trainer.tokens import store as stores
@@ -31,6 +32,8 @@ from trainer.tokens.store import Manifest, TokenStore, read_manifest
 from trainer.tokens.vocabulary import tokenizer_digest
 
 CACHE = "cache/tokens"
+_MANY_BYTES = 4 << 20
+"""Of text that is new: more is encoded by other processes, see crew.py."""
 
 
 def run(config: TokenizeConfig) -> StepResult:
@@ -50,6 +53,11 @@ def run(config: TokenizeConfig) -> StepResult:
                 f"volume can't be written (got {error}). The store needs about half as many "
                 "bytes as the text, twice while it is made. Make room, or make it writable."
             ) from error
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            raise StepError(
+                f"a file went away while tokens were made (got {error}). Nothing may delete from "
+                "cache/ or tokens/ meanwhile. Run it again: it goes on from what is there."
+            ) from error
         raise
 
 
@@ -63,28 +71,36 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
     sources = in_order(sources, config.reorder, config.random_seed)
     memory = _digest_memory(volume, config.dataset)
     copies = volume / CACHE / "copies" / memory.path.stem
-    digests = memory.of(sources, copies, config.paranoid)
     token_digest = tokenizer_digest(tokenizer)
-    options = store_options(config, sources)
-    key = store_key(sources, digests, token_digest, options)
-    folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
-    if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
-        shutil.rmtree(copies, ignore_errors=True)
-        return _result(volume, found, started, reused=True)
-    with only_one(volume / CACHE / "locks" / folder.name):
-        if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
-            return _result(volume, found, started, reused=True)
-        # What makes a store loads numpy and more; finding one does not.
-        from trainer.tokens import making, reference
+    with contextlib.ExitStack() as stack:
+        crew = None
+        exported = volume / CACHE / "tokenizers" / f"{token_digest}.json"
+        if memory.unread_bytes(sources, config.paranoid) > _MANY_BYTES and exported.is_file():
+            from trainer.tokens.crew import Crew
 
-        taken = reference.is_token_file(config.dataset)
-        make_store = reference.make_store if taken else making.make_store
-        pairs = zip(sources, digests, strict=True)
-        sources = [nearest(source, digest, copies) for source, digest in pairs]
-        with _beside(folder) as beside:
-            make_store(config, beside, key, options, sources, digests, tokenizer, token_digest)
-        memory.vouch_for(folder / name for name in stores.FILES)
-        shutil.rmtree(copies, ignore_errors=True)
+            crew = stack.enter_context(Crew(exported, config.workers))
+            crew.start()  # it loads the tokenizer while the files are read for their digests
+        digests = memory.of(sources, copies, config.text_field, config.paranoid)
+        options = store_options(config, sources)
+        key = store_key(sources, digests, token_digest, options)
+        folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
+        if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
+            shutil.rmtree(copies, ignore_errors=True)
+            return _result(volume, found, started, reused=True)
+        with only_one(volume / CACHE / "locks" / folder.name):
+            if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
+                return _result(volume, found, started, reused=True)
+            # What makes a store loads numpy and more; finding one does not.
+            from trainer.tokens import making, reference
+
+            taken = reference.is_token_file(config.dataset)
+            make_store = reference.make_store if taken else partial(making.make_store, crew=crew)
+            pairs = zip(sources, digests, strict=True)
+            sources = [nearest(source, digest, copies) for source, digest in pairs]
+            with _beside(folder) as beside:
+                make_store(config, beside, key, options, sources, digests, tokenizer, token_digest)
+            memory.vouch_for(folder / name for name in stores.FILES)
+            shutil.rmtree(copies, ignore_errors=True)
     return _result(volume, TokenStore.open(folder), started, reused=False)
 
 

@@ -4,15 +4,15 @@ Which ones are missing is found out as the crew needs work, so that nothing wait
 whole corpus to be looked at, and the first pieces are packed while others are made.
 """
 
-import contextlib
+import errno
 import itertools
 from collections.abc import Iterator
 
-from trainer.tokens.crew import Batch, Crew
+from trainer.tokens.crew import ALONE_BYTES, Batch, Crew
 from trainer.tokens.cuts import PIECE_BYTES
 from trainer.tokens.documents import Part
 from trainer.tokens.encoder import Proof
-from trainer.tokens.encoding import ALONE_BYTES, Work, pieces_folder, recipe
+from trainer.tokens.encoding import Work, pieces_folder, recipe
 from trainer.tokens.parts import plan_parts
 from trainer.tokens.pieces import LoadedPiece, load_piece, piece_path
 from trainer.tokens.progress import Progress
@@ -24,9 +24,7 @@ _BATCH_FILES = 64
 class Supply:
     """Makes what is missing, and hands out all of it."""
 
-    def __init__(
-        self, work: Work, proof: Proof, crew: Crew | None, crews: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, work: Work, proof: Proof, crew: Crew) -> None:
         self.work, self.recipe = work, recipe(work, proof)
         self.progress = Progress("tokenize", sum(source.size for source in work.sources))
         self._folder = pieces_folder(work, proof)
@@ -34,9 +32,9 @@ class Supply:
         self._seen = (0, 0)  # the first file, and its first piece, that was not looked for
         self._missing: dict[str, int] = {}  # with their share of the file's bytes
         self._crew = crew
-        self._begin(crews)
+        self._begin()
 
-    def _begin(self, crews: contextlib.ExitStack) -> None:
+    def _begin(self) -> None:
         """Make a little here; for more begin with the crew."""
         batches = self._batches()
         begun: list[Batch] = []
@@ -45,14 +43,12 @@ class Supply:
             if sum(part.stop - part.start for some in begun for part, *_ in some) > ALONE_BYTES:
                 break
         else:
-            self._crew = None
             maker = PieceMaker(self.recipe) if begun else None
             for batch in begun:
                 assert maker
                 ids = sum(maker.make(*wanted) for wanted in batch)
                 self._made(batch, ids)
             return
-        self._crew = self._crew or crews.enter_context(self.work.crew())
         self._crew.begin(self.recipe, itertools.chain(begun, batches))
 
     def pieces(self, index: int) -> Iterator[LoadedPiece]:
@@ -64,8 +60,10 @@ class Supply:
                 self._collect(wait=True)
             if at == len(self._paths[index]):
                 return
-            piece = load_piece(self._paths[index][at])
-            assert piece, self._paths[index][at]
+            path = self._paths[index][at]
+            piece = load_piece(path)
+            if not piece:
+                raise FileNotFoundError(errno.ENOENT, "cached tokens are gone", path)
             yield piece
             at += 1
 
@@ -76,9 +74,8 @@ class Supply:
         return at == len(paths) or paths[at] not in self._missing
 
     def _collect(self, wait: bool) -> None:
-        if self._crew:
-            for batch, ids in self._crew.done(wait):
-                self._made(batch, ids)
+        for batch, ids in self._crew.done(wait):
+            self._made(batch, ids)
 
     def _made(self, batch: Batch, ids: int) -> None:
         self.progress.add(sum(self._missing.pop(path) for *_, path in batch), ids)

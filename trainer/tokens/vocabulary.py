@@ -1,17 +1,20 @@
 """What the tokenizer is: its files' digest, its tables, the ids the request names.
 
 The tokenizer is exported once, in a process of its own (export.py): what transformers
-makes of a model's folder, as one JSON, with the facts below. After that nothing here
-needs transformers.
+makes of a model's folder, as one JSON. What packing asks of it is kept beside that, so that
+the next store reads neither; both are named by the digest of the tokenizer's files.
 """
 
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,43 +41,32 @@ FILES = (
     "tekken.json",
 )
 """Files of a model's folder that decide how text is encoded."""
+_FACTS_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """A model's tokenizer."""
 
-    folder: Path
     digest: str
     """SHA-256 over the tokenizer's files and what config.json says of it."""
-    tokenizer_json: str
+    path: Path
+    """Its export; files of the same stem lie beside it."""
     eos_token_id: int | None
     pad_token_id: int | None
+    size: int
+    """One more than the largest id."""
+    largest: int
+    """The largest id of the model's own vocabulary, without added tokens."""
+    added_tokens: list[dict[str, Any]]
+    """Tokens beside the model's own vocabulary: id, content, special."""
+    inside: str
+    """See `begins_inside`: a bit for each token, in hex."""
 
     @cached_property
-    def fields(self) -> dict[str, Any]:
-        """tokenizer.json as data."""
-        return json.loads(self.tokenizer_json)
-
-    @cached_property
-    def added_tokens(self) -> list[dict[str, Any]]:
-        """Tokens beside the model's own vocabulary: id, content, special."""
-        keys = ("id", "content", "special")
-        return [{key: token[key] for key in keys} for token in self.fields["added_tokens"]]
-
-    @cached_property
-    def pieces(self) -> dict[str, int]:
-        """The model's own vocabulary, as the tokenizer's file spells it."""
-        vocab = self.fields["model"]["vocab"]
-        if isinstance(vocab, dict):
-            return vocab
-        return {entry[0]: index for index, entry in enumerate(vocab)}
-
-    @cached_property
-    def size(self) -> int:
-        """One more than the largest id."""
-        added = [token["id"] for token in self.added_tokens]
-        return 1 + max([*self.pieces.values(), *added])
+    def tokenizer_json(self) -> str:
+        """tokenizer.json as transformers makes it: megabytes."""
+        return json.loads(self.path.read_text(encoding="utf-8"))["tokenizer_json"]
 
     @property
     def dtype(self) -> np.dtype:
@@ -86,19 +78,49 @@ class Vocabulary:
 
         Text is cut inside a character exactly where the next token is one of these.
         """
-        inside = np.zeros(self.size, bool)
-        alphabet = _byte_alphabet()
-        byte_level = "ByteLevel" in json.dumps(self.fields.get("decoder"))
-        for piece, index in self.pieces.items():
-            if byte_level:
-                first = alphabet.get(piece[:1], 0)
-            else:
-                named = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
-                first = int(piece[3:5], 16) if named else 0
-            inside[index] = 0x80 <= first < 0xC0
-        for token in self.added_tokens:  # their content is text, not bytes
-            inside[token["id"]] = False
-        return inside
+        bits = np.frombuffer(bytes.fromhex(self.inside), np.uint8)
+        return np.unpackbits(bits, count=self.size).astype(bool)
+
+
+def _facts(exported: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Vocabulary that take a look at all of its tokens."""
+    fields = json.loads(exported["tokenizer_json"])
+    keys = ("id", "content", "special")
+    added = [{key: token[key] for key in keys} for token in fields["added_tokens"]]
+    pieces = _pieces(fields)
+    largest = max(pieces.values(), default=0)
+    size = 1 + max([largest, *(token["id"] for token in added)])
+    inside = np.zeros(size, bool)
+    first_byte = _first_byte(fields)
+    for piece, index in pieces.items():
+        inside[index] = 0x80 <= first_byte(piece) < 0xC0
+    for token in added:  # their content is text, not bytes
+        inside[token["id"]] = False
+    return {
+        "eos_token_id": exported["eos_token_id"],
+        "pad_token_id": exported["pad_token_id"],
+        "size": size,
+        "largest": largest,
+        "added_tokens": added,
+        "inside": np.packbits(inside).tobytes().hex(),
+    }
+
+
+def _pieces(fields: dict[str, Any]) -> dict[str, int]:
+    """The model's own vocabulary, as the tokenizer's file spells it."""
+    vocab = fields["model"]["vocab"]
+    if isinstance(vocab, dict):
+        return vocab
+    return {entry[0]: index for index, entry in enumerate(vocab)}
+
+
+def _first_byte(fields: dict[str, Any]) -> Callable[[str], int]:
+    """What tells the first byte of a token from its spelling; 0: ASCII, or not known."""
+    alphabet = _byte_alphabet()
+    if "ByteLevel" in json.dumps(fields.get("decoder")):
+        return lambda piece: alphabet.get(piece[:1], 0)
+    named = re.compile("<0x([0-9A-F]{2})>")
+    return lambda piece: int(found[1], 16) if (found := named.fullmatch(piece)) else 0
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -146,12 +168,24 @@ def load_vocabulary(folder: Path, digest: str, cache: Path) -> Vocabulary:
         RequestError: transformers can't load it, or it has no fast form.
     """
     path = cache / f"{digest}.json"
-    try:
-        exported = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    beside = cache / f"{digest}.facts-{_FACTS_FORMAT}"
+    if path.is_file() and (facts := _read_object(beside)):
+        return Vocabulary(digest, path, **facts)
+    exported = _read_object(path)
+    if not exported:
         exported = _export(folder)
         write_atomically(path, json.dumps(exported))
-    return Vocabulary(folder, digest, **exported)
+    facts = _facts(exported)
+    write_atomically(beside, json.dumps(facts))
+    return Vocabulary(digest, path, **facts)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of the cache, or an empty one."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _export(folder: Path) -> dict[str, Any]:
@@ -197,10 +231,16 @@ class TokenIds:
 def resolve(vocabulary: Vocabulary, eot: str, pad: str, boundary: str) -> TokenIds:
     """The ids of the tokens that the request names; raises RequestError with all problems."""
     problems: list[str] = []
+    # Loading a tokenizer to ask it for three ids takes longer than to encode 10 MB.
+    remembered = vocabulary.path.with_suffix(f".ids-tokenizers-{version('tokenizers')}")
+    ids = _read_object(remembered)
 
     def named(name: str, text: str) -> int | None:
         try:
-            return token_id(vocabulary, name, text)
+            if text not in ids:
+                ids[text] = token_id(vocabulary, name, text)
+                write_atomically(remembered, json.dumps(ids))
+            return ids[text]
         except RequestError as error:
             problems.extend(error.problems)
             return None
@@ -235,8 +275,9 @@ def token_id(vocabulary: Vocabulary, name: str, text: str) -> int:
     ids = Tokenizer.from_str(vocabulary.tokenizer_json).encode(text, add_special_tokens=False).ids
     if len(ids) == 1:
         return ids[0]
-    if text in vocabulary.pieces:
-        return vocabulary.pieces[text]
+    pieces = _pieces(json.loads(vocabulary.tokenizer_json))
+    if text in pieces:
+        return pieces[text]
     if text.isdecimal() and int(text) < vocabulary.size:
         return int(text)
     raise RequestError(
@@ -252,10 +293,9 @@ def check_embeddings(vocabulary: Vocabulary, model: Path) -> None:
     """
     config = model_config(model)
     embeddings = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    largest = max(vocabulary.pieces.values(), default=0)
-    if embeddings is not None and largest >= embeddings:
+    if embeddings is not None and vocabulary.largest >= embeddings:
         raise RequestError(
             f"tokenizer has more tokens than the model has embeddings (got ids up to "
-            f"{largest:,}, and {embeddings:,} embeddings in {model}). "
+            f"{vocabulary.largest:,}, and {embeddings:,} embeddings in {model}). "
             "Take the model's own tokenizer, or a model with more embeddings."
         )

@@ -24,7 +24,7 @@ import numpy as np
 from trainer.errors import RequestError, StepError
 from trainer.tokens.cuts import PIECE_BYTES
 from trainer.tokens.documents import Part, Text, whole_part
-from trainer.tokens.encoder import Encoder, OwnEncoder, fast_encoder, prove
+from trainer.tokens.encoder import Encoder, OwnEncoder, fast_encoder, hard_texts, prove
 from trainer.tokens.pieces import PieceWriter
 from trainer.tokens.reading import read_texts
 from trainer.tokens.sanitize import mend_encoding, sanitize
@@ -71,14 +71,14 @@ class PieceMaker:
         """
         with PieceWriter(Path(path), self.dtype) as writer:
             batch = _Batch(self, writer, part)
-            for text in read_texts(part):
-                batch.add(text)
-            batch.finish()
+            try:
+                for text in read_texts(part):
+                    batch.add(text)
+                batch.finish()
+            except UnicodeDecodeError as error:  # it was UTF-8 when its digest was taken
+                raise _changed(part) from error
             if current_stamp(part.location, part.remote) != stamp:
-                raise StepError(
-                    f"{part.location} changed while it was read. Run it again when nothing "
-                    "writes to the dataset."
-                )
+                raise _changed(part)
             writer.close()
             return writer.num_ids
 
@@ -89,6 +89,13 @@ class PieceMaker:
             # A part is cut off between a letter and white space: a letter stands for the rest.
             raw = sanitize(raw) if text.first else sanitize(b"a" + raw)[1:]
         return mend_encoding(raw)
+
+
+def _changed(part: Part) -> StepError:
+    return StepError(
+        f"{part.location} changed while it was read. Run it again when nothing writes to the "
+        "dataset."
+    )
 
 
 class _Batch:
@@ -189,9 +196,12 @@ def _window(source: Source, offset: int, text_field: str) -> bytes:
 def answer(task: dict[str, Any], makers: dict[str, PieceMaker]) -> dict[str, Any]:
     """Do one task of the process: prove an encoder, or make pieces."""
     if "prove" in task:
+        tokenizer_json = read_tokenizer(task["tokenizer"])
+        if task["prove"] is None:
+            return prove(tokenizer_json, hard_texts(tokenizer_json))._asdict()
         places = [(Source(*source), offset) for source, offset in task["prove"]]
         samples = read_samples(places, task["sanitize"], task["text_field"])
-        return prove(read_tokenizer(task["tokenizer"]), samples)._asdict()
+        return prove(tokenizer_json, samples)._asdict()
     if "maker" not in makers:
         makers["maker"] = PieceMaker(Recipe(**task["recipe"]))
     maker = makers["maker"]
