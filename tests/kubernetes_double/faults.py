@@ -64,6 +64,7 @@ class Faults:
     permits: Callable[[str, Request], bool] = lambda token, request: True  # RBAC
     down: bool = False
     slow_seconds: float = 0.0
+    held: Callable[[Request], bool] = lambda request: False  # its answer waits as long as this
     log_cuts: list[int] = field(default_factory=list)  # bytes after which each next stream is cut
     seen: list[Request] = field(default_factory=list)
     before_request: Callable[[Request, int], None] = lambda request, number: None
@@ -95,6 +96,8 @@ class Faults:
         self.before_request(asked, len(self.seen))
         if self.slow_seconds:
             await asyncio.sleep(self.slow_seconds)
+        while self.held(asked):
+            await asyncio.sleep(0.01)
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in self.tokens:
             raise RefusedError(401, "Unauthorized", "Unauthorized")
