@@ -232,12 +232,13 @@ def test_sequences_beyond_the_memory_wait_their_turn() -> None:
 
 def test_cancelled_answer_leaves_the_batch_and_its_memory() -> None:
     with running(tiny_models.model("gptj"), end_ids=frozenset()) as engine:
-        first, ended = threading.Event(), threading.Event()
+        first, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
         told: list[Event] = []
 
         def sink(events: list[Event]) -> None:
             told.extend(events)
             first.set()
+            cancelled.wait(240)  # the engine does: a busy machine lets nobody else run for long
             if events[-1].finish:
                 ended.set()
 
@@ -245,9 +246,10 @@ def test_cancelled_answer_leaves_the_batch_and_its_memory() -> None:
         job = engine.submit([request], sink)
         assert first.wait(240)
         job.cancel()
+        cancelled.set()
         assert ended.wait(240)
         assert told[-1].finish == "cancelled"
-        assert len(told) < 250
+        assert len(told) < 4
         assert engine.under_way == 0
         assert engine._cache.layers == []
 
