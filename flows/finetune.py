@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from flows.parameters import Parameters, cluster_settings, takes
 from flows.plan_task import make_plan
 from infra.place import backend_from_environment
-from tasks.artifacts import show_result
+from tasks.artifacts import show_result, tag_run
 from tasks.deployment import deploy
 from tasks.following import claimed
 from tasks.local_deployment import stays
@@ -42,6 +42,7 @@ def finetune(**given: Any) -> dict[str, Any]:
         grace_seconds=settings.grace_seconds,
         watcher=current_watcher(),
     )
+    tag_run(parameters.model, parameters.dataset)
     with claimed(run.backend, parameters.pvc, parameters.run_name):
         if not parameters.inference_only:
             if not backend.detaches:

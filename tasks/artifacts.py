@@ -11,6 +11,8 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
 from tasks.wording import describe_progress, format_seconds
 from trainer.outcome import Outcome
@@ -68,6 +70,22 @@ def show_report(name: str, title: str, markdown: str) -> None:
 def show_endpoint(run_name: str, url: str) -> None:
     """A link to the service that the run left."""
     create_link_artifact(url, link_text=f"{run_name} is served here", key=f"{run_name}-endpoint")
+
+
+def show_curves(run_name: str, folder: str) -> None:
+    """A link to TensorBoard's events."""
+    create_link_artifact(
+        f"file://{folder}",
+        link_text=f"tensorboard --logdir {folder}",
+        key=f"{run_name}-tensorboard",
+        description="TensorBoard's events, where the volume is",
+    )
+
+
+def tag_run(*tags: str) -> None:
+    """Add tags to the flow run under way: what it can be found by in the UI."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(uuid.UUID(str(flow_run.id)), tags=sorted({*flow_run.tags, *tags}))
 
 
 def show_result(run_name: str, outcomes: Sequence[Outcome], losses: Mapping[str, Any]) -> None:

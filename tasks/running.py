@@ -55,6 +55,14 @@ class Run:
             return None
         return RunFolder(self.backend.volume(self.parameters["pvc"]), self.run_name)
 
+    @property
+    def curves(self) -> str:
+        """TensorBoard's folder: absolute, where the steps have the volume."""
+        pvc, logs = self.parameters["pvc"], self.parameters["logs"]
+        local = self.backend if isinstance(self.backend, LocalBackend) else None
+        volume = local.volume(pvc) if local else f"/{pvc}"
+        return f"{volume}/{logs}/{self.run_name}/tensorboard"
+
 
 class PrefectWatcher:
     """Keeps what a step says in the log of its task run, and its progress as an artifact."""

@@ -71,6 +71,7 @@ def train(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
         earlier_outcomes=[dataclasses.asdict(outcome) for outcome in run.outcomes],
         plan=run.plan,
     )
+    artifacts.show_curves(run.run_name, run.curves)
     return ended(_run(run, "finetune", config))
 
 

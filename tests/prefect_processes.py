@@ -42,7 +42,9 @@ def prefect_server(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _process(command, prefect_environment(folder), folder / "server.log") as server:
+    # Else its pages ask the port that is usual.
+    environment = prefect_environment(folder) | {"PREFECT_UI_API_URL": url}
+    with _process(command, environment, folder / "server.log") as server:
         deadline = time.monotonic() + READY_SECONDS
         while not answers(url):
             assert server.poll() is None, (folder / "server.log").read_text()

@@ -1,15 +1,17 @@
-"""Make the picture of the README: a real run's report in a real browser.
+"""Make the pictures of the README: a real run in Prefect's UI, and its report, in a real browser.
 
     apt-get install chromium
     .venv/bin/python docs/screenshots/make.py
 
-Takes about three minutes on a quiet machine: the demo's run, then a picture of its report.
+Takes about three minutes on a quiet machine: the demo's run, then pictures of its pages.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +41,22 @@ def main() -> None:
             request = ["--params", "demo.yaml", *(w for each in asked for w in ("-p", each))]
             run(environment, "-m", "flows.cli", "run", *request)
             shoot(f"file://{volume}/{RUN}/report.html", "report", profile, 1750)
+            ui = api.removesuffix("/api")
+            shoot(f"{ui}/runs/flow-run/{flow_run_id(api)}", "run", profile, 900)
+            shoot(f"{ui}/artifacts/key/{RUN}-curves", "curves", profile, 900)
 
 
 def run(environment: dict[str, str], *words: str) -> None:
     subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=True)
+
+
+def flow_run_id(api: str) -> str:
+    request = urllib.request.Request(
+        f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        (found,) = [run["id"] for run in json.load(answer) if run["name"] == RUN]
+    return found
 
 
 def shoot(url: str, name: str, profile: str, height: int) -> None:

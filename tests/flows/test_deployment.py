@@ -80,6 +80,7 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     run = latest_run(api_url, "deployed")
     assert run["state"]["name"] == "Completed"
     assert run["parameters"]["context"] == 64
+    assert {"models/tiny", "dataset", "finetune"} <= set(run["tags"])
     assert task_states(api_url, run["id"])["finetune"] == "Completed"
     assert (home / PVC / "deployed/final/model.safetensors").exists()
 
@@ -88,6 +89,9 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     rows = json.loads(by_key["deployed-result"]["data"])
     named = {row["step"]: row["result"] for row in rows}
     assert named["finetuned_loss"] < named["base_loss"]
+    curves = home / PVC / "logs/deployed/tensorboard"
+    assert f"(file://{curves})" in by_key["deployed-tensorboard"]["data"]
+    assert list(curves.iterdir())
     plan = {row[""]: row["plan"] for row in json.loads(by_key["deployed-plan"]["data"])}
     recorded = json.loads((home / PVC / "deployed/run.json").read_text())["plan"]
     metrics = (home / PVC / "deployed/metrics.jsonl").read_text().splitlines()

@@ -1,6 +1,7 @@
 """`retrain/nightly` on a schedule that really fires: real server, worker and training."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -13,24 +14,72 @@ import pytest
 
 from infra import local_service
 from tests.flows.small_volume import PVC
-from tests.flows.test_deployment import api, prefect
+from tests.flows.test_deployment import ROOT, api, prefect
 from tests.flows.test_pipeline import REQUEST
-from tests.prefect_processes import process_worker
+from tests.prefect_processes import prefect_environment, prefect_server, process_worker
 from trainer.champion import Series
 
 PARAMETERS = {**REQUEST, "epochs": 2, "run_inference": True}
+# What the guide has on a cluster, and what stands for it here.
+HERE = {
+    "s3://texts/west": "dataset",
+    "EleutherAI/gpt-j-6B": "models/tiny",
+    "deploy --name nightly": "deploy --name nightly --pool local",
+}
+COMMANDS = {
+    "prefect": [sys.executable, "-m", "prefect"],
+    "finetune": [sys.executable, "-m", "flows.cli"],
+}
+# kubectl's are held by tests/kubernetes/test_cluster_folder.py, the images by their lists of
+# packages, a rehearsal with a cluster by test_rehearse.py, and finetune/gptj by
+# tests/kubernetes/test_prefect_worker.py.
+ONLY_ON_A_CLUSTER = (
+    "make images",
+    "kubectl",
+    "export",
+    "finetune rehearse --backend kubernetes",
+    "prefect deployment run finetune/gptj",
+)
 
 
 @pytest.fixture(scope="module")
-def worker(
-    prefect_folder: Path, api_url: str, home: Path, environment: dict[str, str]
-) -> Iterator[None]:
-    """A worker on this machine, and the shipped deployment moved there."""
-    prefect(environment, "work-pool", "create", "local", "--type", "process")
-    prefect(environment, "deploy", "--name", "nightly", "--pool", "local")
-    variables = {"FINETUNE_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    with process_worker(prefect_folder, api_url, "local", **variables):
-        yield
+def prefect_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="module")
+def api_url(prefect_folder: Path) -> Iterator[str]:
+    """A server with nothing on it, as the guide begins with."""
+    with prefect_server(prefect_folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def environment(prefect_folder: Path, api_url: str) -> dict[str, str]:
+    environment = prefect_environment(prefect_folder, api_url)
+    # A worker of the cluster makes its pool.
+    template = str(ROOT / "infra/cluster/base-job-template.json")
+    made = ("work-pool", "create", "coreweave", "--type", "kubernetes")
+    prefect(environment, *made, "--base-job-template", template)
+    return environment
+
+
+def guide() -> list[str]:
+    """The commands of README's guide to a nightly retraining."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## From an empty cluster to a nightly retraining")[1].split("\n## ")[0]
+    blocks = section.split("```")[1:6:2]
+    return [line.split("  #")[0].strip() for block in blocks for line in block.strip().split("\n")]
+
+
+def run_here(line: str, environment: dict[str, str], schedule: str = "") -> str:
+    """Run a line of the guide, with what this machine has in place of what a cluster has."""
+    for there, here in {**HERE, " ID": f" {schedule}"}.items():
+        line = line.replace(there, here)
+    words = [word for part in shlex.split(line) for word in COMMANDS.get(part, [part])]
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, line + done.stdout + done.stderr
+    return done.stdout
 
 
 def nightly(api_url: str) -> dict[str, Any]:
@@ -65,20 +114,33 @@ def wait_for(api_url: str, state: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(900)
-def test_new_data_starts_a_training_and_the_schedule_finds_nothing_more_to_do(
-    api_url: str, environment: dict[str, str], home: Path, worker: None
+def test_readmes_guide_gives_a_retraining_that_starts_by_event_and_by_schedule(
+    api_url: str, environment: dict[str, str], home: Path, prefect_folder: Path
 ) -> None:
+    lines = guide()
+    on_cluster = [line for line in lines if line.startswith(ONLY_ON_A_CLUSTER)]
+    assert len(on_cluster) == 6, on_cluster
+    lines = [line for line in lines if line not in on_cluster]
+    assert lines[-1].startswith("prefect deployment schedule pause")
+    told = [run_here(line, environment) for line in lines[:-4]]
+    assert "retrain/nightly" in "".join(told)
     assert [schedule["active"] for schedule in nightly(api_url)["schedules"]] == [False]
-    change(api_url, parameters=PARAMETERS, job_variables={})
-    notify = [sys.executable, "-m", "flows.cli", "notify-data", "dataset"]
-    told = subprocess.run(notify, env=environment, capture_output=True, text=True)
-    assert "dataset.updated" in told.stdout, told.stderr
-    by_event = wait_for(api_url, "Running")
-    assert by_event["parameters"]["dataset"] == "dataset"
-    assert not by_event["auto_scheduled"]
-    change(api_url, schedules=[{"active": True, "schedule": {"interval": 5}}])
-    unchanged = wait_for(api_url, "Unchanged")
-    change(api_url, paused=True)
+    change(api_url, parameters={**nightly(api_url)["parameters"], **PARAMETERS}, job_variables={})
+    shown = run_here(lines[-4], environment)
+    schedule = nightly(api_url)["schedules"][0]["id"]
+    assert schedule in shown
+    run_here(lines[-3], environment, schedule)
+    assert [schedule["active"] for schedule in nightly(api_url)["schedules"]] == [True]
+    variables = {"FINETUNE_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with process_worker(prefect_folder, api_url, "local", **variables):
+        assert "dataset.updated" in run_here(lines[-2], environment)
+        by_event = wait_for(api_url, "Running")
+        assert by_event["parameters"]["dataset"] == "dataset"
+        assert not by_event["auto_scheduled"]
+        change(api_url, schedules=[{"active": True, "schedule": {"interval": 5}}])
+        unchanged = wait_for(api_url, "Unchanged")
+        run_here(lines[-1], environment, nightly(api_url)["schedules"][0]["id"])
+    assert [schedule["active"] for schedule in nightly(api_url)["schedules"]] == [False]
 
     series = Series(home / PVC, "nightly")
     champion = series.champion()
