@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 FILE_BYTES = 1_000_000
+SHAPES = ("files", "one-file", "one-line", "tiny")
 _DISTINCT_FILES = 32
 _TRAINED_MERGES = 30_000
 # The pattern that Llama 3 and its kin split words by.
@@ -85,15 +86,23 @@ def blocks(kind: str, count: int) -> list[bytes]:
     return made
 
 
-def write_corpus(folder: Path, kind: str, megabytes: int, one_file: bool) -> int:
-    """Write files of 1 MB, or one; returns the bytes. Text repeats after 32 MB, in other files."""
+def write_corpus(folder: Path, kind: str, megabytes: int, shape: str) -> int:
+    """Write text in one of SHAPES; returns its bytes. It repeats after 32 MB, in other files."""
     folder.mkdir(parents=True)
     texts = blocks(kind, min(megabytes, _DISTINCT_FILES))
     total = 0
     for number in range(megabytes):
-        name = "all.txt" if one_file else f"{number:05}.txt"
-        with open(folder / name, "ab") as file:
-            total += file.write(b"%d\n" % number + texts[number % len(texts)])
+        text = b"%d\n" % number + texts[number % len(texts)]
+        if shape == "one-line":
+            text = text.replace(b"\r", b" ").replace(b"\n", b" ")
+        parts = [text]
+        if shape == "tiny":
+            parts = [b"%d\n" % at + text[at : at + 1000] for at in range(0, len(text), 1000)]
+            parts = [part.decode(errors="ignore").encode() for part in parts]
+        for at, part in enumerate(parts):
+            name = f"{number:05}-{at}.txt" if shape in ("files", "tiny") else "all.txt"
+            with open(folder / name, "ab") as file:
+                total += file.write(part)
     return total
 
 

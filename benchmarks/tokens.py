@@ -1,51 +1,67 @@
 """How fast text becomes a store, against its own encoder, Hugging Face's, and a copy.
 
     python -m benchmarks.tokens [--megabytes 200] [--kind prose|code|unicode] [--vocabulary N]
+                                [--shape files|one-file|one-line|tiny] [--no-peers]
 
 For each kind of text and each vocabulary, as files of 1 MB: MB/s from files to a finished
 store (sanitize on), of the chosen encoder alone on all cores, of `tokenizers`' encode_batch
 alone, of `datasets.map` with the model's tokenizer as axolotl calls it, and of a copy;
 seconds of a second run with nothing changed, and of one with 1 % of the files changed;
-peak memory of the step and its processes together (PSS). `--one-file` does the same with
-one single file. Each figure is of this run: compare within it only.
+peak memory of the step and its processes together (PSS), in a run of its own, since looking
+at it takes time. Shapes: one single file, the same without a line break, or files of 1 kB.
+Each figure is of this run: compare within it only.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.token_text import KINDS, tokenizer, write_corpus, write_model
+from benchmarks.token_text import KINDS, SHAPES, tokenizer, write_corpus, write_model
 
 ROOT = Path(__file__).parents[1]
 _SAMPLE_BYTES = 64_000_000
 _OWN_SAMPLE_BYTES = 8_000_000  # Hugging Face's encoder takes long
 
 
-def tokenize(volume: Path, **options: object) -> tuple[float, int, dict]:
-    """Run the step as a process: seconds, peak MiB of it and its children, its outcome."""
+class Run(NamedTuple):
+    """One run of the step as a process."""
+
+    seconds: float
+    cpu_seconds: float  # of all its processes
+    peak_mib: int  # of all its processes; 0: not looked at
+    result: dict
+
+
+def tokenize(volume: Path, look: bool = False, **options: object) -> Run:
+    """Run the step; `look` at its memory meanwhile."""
     config = {"volume": str(volume), "dataset": "corpus", "model": "model", **options}
     path = volume / "config.json"
     path.write_text(json.dumps(config))
     outcome = volume / "outcome.json"
     environment = {**os.environ, "FINETUNE_TERMINATION_PATH": str(outcome)}
     began, peak = time.perf_counter(), 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     step = subprocess.Popen(
         [sys.executable, "-m", "trainer", "tokenize", str(path)],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
-    while step.poll() is None:
+    while look and step.poll() is None:
         peak = max(peak, _memory_kib(step.pid))
-        time.sleep(0.05)
-    assert step.returncode == 0, outcome.read_text()
-    return time.perf_counter() - began, peak // 1024, json.loads(outcome.read_text())
+        time.sleep(0.1)
+    assert step.wait() == 0, outcome.read_text()
+    seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return Run(seconds, cpu, peak // 1024, json.loads(outcome.read_text())["result"])
 
 
 def _memory_kib(pid: int) -> int:
@@ -134,37 +150,47 @@ def _cut(whole: Path, name: str, size: int) -> Path:
 def measure(kind: str, vocabulary: int, asked: argparse.Namespace, volume: Path) -> dict:
     """All figures for one kind of text and one vocabulary."""
     corpus = volume / "corpus"
-    size = write_corpus(corpus, kind, asked.megabytes, asked.one_file) / 1e6
+    size = write_corpus(corpus, kind, asked.megabytes, asked.shape) / 1e6
     write_model(volume / "model", vocabulary)
-    copied = copy(corpus, volume / "whole.txt")
-    sample = _cut(volume / "whole.txt", "sample.txt", _SAMPLE_BYTES)
-    small = _cut(volume / "whole.txt", "small.txt", _OWN_SAMPLE_BYTES)
     # The tokenizer's export by transformers is made once for a model, whatever the text.
-    (volume / "one").mkdir()
-    (volume / "one/a.txt").write_text("a")
+    write_corpus(volume / "one", kind, 1, "files")
     tokenize(volume, dataset="one")
-    seconds, memory, outcome = tokenize(volume)
-    alone = peer(_ENCODER, volume, sample)
-    again, _, second = tokenize(volume)
-    assert second["reused"]
-    for path in sorted(corpus.iterdir())[: max(1, asked.megabytes // 100)]:
+    first, again = tokenize(volume), tokenize(volume)
+    looked = tokenize(volume, look=True, retokenize=True)
+    files = sorted(corpus.iterdir())
+    for path in files[: max(1, len(files) // 100)]:
         with open(path, "ab") as file:
             file.write(b"one more line\n")
-    changed, changed_memory, _ = tokenize(volume)
+    changed = tokenize(volume)
+    figures = {
+        "text": f"{kind}, {size:.0f} MB, {asked.shape}, {vocabulary:,} tokens",
+        "store MB/s": round(size / first.seconds, 1),
+        "seconds": round(first.seconds, 1),
+        "of all cores": round(first.cpu_seconds, 1),
+        "again seconds": round(again.seconds, 2),
+        "of that work": again.result["seconds"],
+        "again over first": round(again.seconds / first.seconds, 3),
+        "1 % changed seconds": round(changed.seconds, 1),
+        "changed over first": round(changed.seconds / first.seconds, 2),
+        "peak MiB": looked.peak_mib,
+        "encoder": first.result["encoder"],
+    }
+    return figures if asked.no_peers else figures | _peers(volume, vocabulary, size / first.seconds)
+
+
+def _peers(volume: Path, vocabulary: int, speed: float) -> dict:
+    """MB/s of the peers over the same text; `speed` is the store's."""
+    whole = volume / "whole.txt"
+    copied = copy(volume / "corpus", whole)
+    sample = _cut(whole, "sample.txt", _SAMPLE_BYTES)
+    small = _cut(whole, "small.txt", _OWN_SAMPLE_BYTES)
+    alone = peer(_ENCODER, volume, sample)
     return {
-        "text": f"{kind}, {size:.0f} MB, {vocabulary:,} tokens",
-        "store MB/s": round(size / seconds, 1),
         "encoder alone MB/s": round(alone, 1),
-        "store over encoder alone": round(size / seconds / alone, 2),
+        "store over encoder alone": round(speed / alone, 2),
         "encode_batch MB/s": round(own_alone(vocabulary, small), 1),
         "datasets.map MB/s": round(peer(_DATASETS, volume, small), 2),
         "copy MB/s": round(copied),
-        "seconds": round(seconds, 1),
-        "again seconds": round(again, 2),
-        "of that work": second["result"]["seconds"],
-        "1 % changed seconds": round(changed, 1),
-        "peak MiB": max(memory, changed_memory),
-        "encoder": outcome["result"]["encoder"],
     }
 
 
@@ -173,7 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--kind", choices=KINDS, action="append")
     parser.add_argument("--vocabulary", type=int, action="append")
-    parser.add_argument("--one-file", action="store_true")
+    parser.add_argument("--shape", choices=SHAPES, default="files")
+    parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary one)")
     asked = parser.parse_args(arguments)
     versions = {name: version(name) for name in ("fastokens", "tokenizers", "datasets", "numpy")}

@@ -15,9 +15,9 @@ from tests.tokens.conftest import Volume, texts
 from tests.tokens.models import EOT, LLAMA, TEXT, byte_level, save
 from tests.tokens.prose import story
 from trainer.tokens.cuts import (
-    MOST_UNCUT_BYTES,
     PIECE_BYTES,
     TIGHT_CUT,
+    WINDOW_BYTES,
     cut_bytes,
     cut_text,
     first_cut,
@@ -94,7 +94,7 @@ def test_a_line_of_megabytes_without_a_space_is_read_in_parts(tmp_path: Path, na
     read = [text for part in plan_parts(source, "", "text", True) for text in read_texts(part)]
     parts = [text.text for text in read if text]
     assert b"".join(parts) == line
-    assert max(map(len, parts)) < MOST_UNCUT_BYTES + 2 * PIECE_BYTES
+    assert max(map(len, parts)) < PIECE_BYTES + 2 * WINDOW_BYTES
     for before, after in itertools.pairwise(parts):
         assert before[-1:].isalpha() and after[:1].isdigit()
 

@@ -4,9 +4,9 @@ A cut lies between a letter or digit and a single space or line break that a let
 or digit follows. There every pre-tokenizer of GPT-2's kin ends one word and begins
 the next, and the sanitizer neither drops nor joins anything. 'n' is no such letter:
 after a backslash it makes a newline. Chinese and Japanese, which have no spaces, are
-cut before their comma and full stop. A text that has none of these for megabytes (base64, a
-minified page) is cut between a letter and a digit, of ASCII: such a tokenizer keeps
-them in different words. Whether a tokenizer is of that kin is proven, see encoder.py.
+cut before their comma and full stop. Where 64 KiB have none of these (base64, a minified
+page) text is cut between a letter and a digit, of ASCII: such a tokenizer keeps them in
+different words. Whether a tokenizer is of that kin is proven, see encoder.py.
 """
 
 import re
@@ -48,15 +48,9 @@ def cut_long_text(text: str) -> list[str]:
     """`text` in parts of about a piece, cut between letter and digit where there is no other."""
     parts = []
     for part in cut_text(text, PIECE_BYTES):
-        long = len(part) > MOST_UNCUT_BYTES // 4  # characters have up to four bytes
+        long = len(part) > PIECE_BYTES + WINDOW_BYTES
         parts += cut_text(part, PIECE_BYTES, TIGHT_CUT) if long else [part]
     return parts
-
-
-def tight_cut_bytes(text: bytes | bytearray, begin: int) -> int | None:
-    """The first place from `begin` on between a letter and a digit, in bytes, or None."""
-    found = _TIGHT_CUT_BYTES.search(text, begin)
-    return found.end() if found else None
 
 
 def cut_bytes(window: bytes) -> int | None:
@@ -65,6 +59,16 @@ def cut_bytes(window: bytes) -> int | None:
     Returns:
         Offset in bytes, or None where the window has no such place.
     """
+    cut = None
+    if not window.isascii() or b" " in window or b"\n" in window:
+        cut = _wide_cut(window)
+    if cut is None and (tight := _TIGHT_CUT_BYTES.search(window)):
+        cut = tight.end()
+    return cut
+
+
+def _wide_cut(window: bytes) -> int | None:
+    """The first place with white space or before a Chinese comma."""
     begin = 0
     while begin < min(4, len(window)) and 0x80 <= window[begin] < 0xC0:
         begin += 1

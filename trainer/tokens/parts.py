@@ -4,13 +4,7 @@ import hashlib
 from collections.abc import Iterator
 
 from trainer.errors import StepError
-from trainer.tokens.cuts import (
-    MOST_UNCUT_BYTES,
-    PIECE_BYTES,
-    WINDOW_BYTES,
-    cut_bytes,
-    tight_cut_bytes,
-)
+from trainer.tokens.cuts import PIECE_BYTES, WINDOW_BYTES, cut_bytes
 from trainer.tokens.documents import Part, whole_part
 from trainer.tokens.records import parquet_row_groups
 from trainer.tokens.sources import Source
@@ -45,19 +39,16 @@ def _stops(source: Source, cut: bool) -> list[int]:
         return [source.size]
     stops = []
     with open(source.location, "rb") as file:
-        position, long_from = PIECE_BYTES, MOST_UNCUT_BYTES
+        position = PIECE_BYTES
         while position + WINDOW_BYTES < source.size:
             file.seek(position)
             window = file.read(WINDOW_BYTES)
             found = _line_end(window) if source.kind == "jsonl" else cut_bytes(window)
-            if found is None and source.kind == "text" and position > long_from:
-                found = tight_cut_bytes(window, 0)
             if found is None:
                 # The windows overlap: a place to cut must not hide in a seam between two.
                 position += WINDOW_BYTES - 16
             else:
                 stops.append(position + found)
-                long_from = stops[-1] + MOST_UNCUT_BYTES
                 position += found + PIECE_BYTES
     return [*stops, source.size]
 

@@ -11,13 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from trainer.errors import RequestError, StepError
-from trainer.tokens.cuts import (
-    MOST_UNCUT_BYTES,
-    PIECE_BYTES,
-    WINDOW_BYTES,
-    cut_bytes,
-    tight_cut_bytes,
-)
+from trainer.tokens.cuts import PIECE_BYTES, WINDOW_BYTES, cut_bytes
 from trainer.tokens.documents import Part, Text
 from trainer.tokens.records import check_uncut, damaged, jsonl_texts, parquet_texts, then
 from trainer.tokens.sources import open_source
@@ -135,17 +129,13 @@ def _text(blocks: Iterator[bytes], part: Part) -> Iterator[Text]:
         buffer += block
         while part.cut and len(buffer) >= searched + WINDOW_BYTES:
             cut = cut_bytes(bytes(buffer[searched : searched + WINDOW_BYTES]))
-            if cut is not None:
-                cut += searched
-            elif searched > MOST_UNCUT_BYTES:
-                cut = tight_cut_bytes(buffer, PIECE_BYTES)
             if cut is None:
                 # The windows overlap: a cut must not hide in a seam between two.
                 searched += WINDOW_BYTES - 16
                 continue
-            yield Text(bytes(buffer[:cut]), first, last=False)
-            del buffer[:cut]
-            offset += cut
+            yield Text(bytes(buffer[: searched + cut]), first, last=False)
+            del buffer[: searched + cut]
+            offset += searched + cut
             first, searched = False, PIECE_BYTES
         check_uncut(part, len(buffer), f"from offset {offset:,} on")
     yield Text(bytes(buffer), first, last=part.stop == part.whole)
