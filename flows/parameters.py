@@ -21,8 +21,10 @@ from trainer.config import (
     CheckpointsConfig,
     Count,
     CountOrZero,
+    KernelsConfig,
     LoraConfig,
     NonEmpty,
+    OptimizerConfig,
     Order,
     Percent,
     Positive,
@@ -54,6 +56,8 @@ def _from_object_or_text(topic: Any) -> BeforeValidator:
 Checkpoints = Annotated[CheckpointsConfig, _from_object_or_text(CheckpointsConfig)]
 Budget = Annotated[BudgetConfig, _from_object_or_text(BudgetConfig)]
 Serving = Annotated[ServingConfig, _from_object_or_text(ServingConfig)]
+Optimizer = Annotated[OptimizerConfig, _from_object_or_text(OptimizerConfig)]
+Kernels = Annotated[KernelsConfig, _from_object_or_text(KernelsConfig)]
 Lora = Annotated[LoraConfig | None, _from_object_or_text(LoraConfig)]
 
 
@@ -200,6 +204,10 @@ class Parameters(BaseModel):
     """Which checkpoints stay: keep_last=2, keep_best=true, max_gib=0 , every_minutes=0."""
     lora: Lora = None
     """Train adapters instead of all weights: rank=8, alpha=16, dropout=0, target_modules=[]."""
+    optimizer: Optimizer = OptimizerConfig()
+    """Adam: offload='' ('always' or 'never' in host memory; '': as needed), adam_bits=32 (or 8)."""
+    kernels: Kernels = KernelsConfig()
+    """How operations are carried out: compile=false, liger=false (Liger's, on a GPU alone)."""
     wandb_key: SecretName = ""
     """Secret with Weights & Biases' key: a Kubernetes Secret; here a variable or Prefect block."""
     cluster: Cluster = {}

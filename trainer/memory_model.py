@@ -1,19 +1,20 @@
 """How much memory training takes, part by part, and which setting fits: pure arithmetic.
 
-Used on both sides of the house: training picks its micro-batch with it when
-`batch_size=-1`, and `finetune plan` says beforehand what a run will need. So it
+Used on both sides of the house: training takes its micro-batch, offload and layers to
+compute again from it, and `finetune plan` says beforehand what a run will need. So it
 imports the standard library alone and stands in trainer, where flows may read it.
 
 The formulas follow DeepSpeed 0.19 and this project's engine: bf16 or fp16 weights
 with an fp32 copy and two fp32 moments for Adam; the loss in chunks; fused attention.
-`REFERENCE` describes the reference's way, whose published memory they are held to.
+They are held to the measured peak of real steps on the CPU (tests/training/test_memory.py)
+and to the published memory of the reference's way, which `REFERENCE` describes.
 
 Source: ZeRO (arXiv 1910.02054) for the partitions; Korthikanti et al. (arXiv
 2205.05198) for activations, with the tensors that transformers 5.23 really keeps.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +22,7 @@ from trainer.model_shape import ModelShape
 
 GIB = 2**30
 Precision = Literal["fp32", "bf16", "fp16"]
+Offload = Literal["", "never", "always"]
 WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 ADAM_BYTES = 12  # a parameter: fp32 copy and two fp32 moments
@@ -33,7 +35,7 @@ PROCESS_BYTES = 4 * GIB  # host memory of Python, torch and CUDA's libraries
 FRAGMENTATION = 0.25  # of what comes and goes in a step, kept by torch's allocator
 USABLE_SHARE = 0.85  # of a GPU: beyond it one odd batch ends the run
 SATURATING_TOKENS = 8192  # in a micro-batch: a larger one makes no GPU faster
-BACKWARD_SHARE = 0.5  # gradients alive beside a layer's activations in its backward pass
+CPU_BATCH = 4  # more gains nothing without a GPU, and makes fewer, coarser steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,11 @@ class Setting:
     offload: bool = False
     """Whether optimizer and gradients live in host memory."""
     checkpointed_layers: int | None = None
-    """Layers that are computed again in the backward pass; None: all."""
+    """Layers that are computed again in the backward pass, the first ones; None: all."""
+    trained_parameters: int | None = None
+    """Of LoRA's adapters, which come on top of the model's; None: all of the model's."""
+    adam_bits: int = 32
+    """Of each of Adam's moments; those of 8 bits are never offloaded."""
     fused_attention: bool = True
     chunked_loss: bool = True
     on_gpu: bool = True
@@ -65,9 +71,17 @@ class Setting:
     def recomputed(self, shape: ModelShape) -> int:
         return shape.layers if self.checkpointed_layers is None else self.checkpointed_layers
 
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage that is taken for `zero_stage`."""
+        return effective_stage(self.zero_stage, self.processes, self.precision, self.offload)
+
     def share(self, from_stage: int) -> int:
         """Over how many processes something is spread that ZeRO spreads from a stage on."""
-        return self.processes if self.zero_stage >= from_stage else 1
+        return self.processes if self.stage >= from_stage else 1
+
+    def trained(self, shape: ModelShape) -> int:
+        return shape.parameters if self.trained_parameters is None else self.trained_parameters
 
 
 REFERENCE = Setting(
@@ -85,15 +99,15 @@ def gpu_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
     """Bytes on each GPU at the peak of a step, by what they hold."""
     weight = WEIGHT_BYTES[setting.precision]
     parts = {
-        "weights": shape.parameters * weight // setting.share(3),
+        "weights": _weights(shape, setting) * weight // setting.share(3),
         "gathered weights": _gathered(shape, setting) * weight,
         "gradients": _gpu_gradients(shape, setting) * weight,
         "optimizer": 0 if setting.offload else _adam(shape, setting),
         "activations kept": _kept(shape, setting),
-        "layer at work": int(_layer(shape, setting) * (1 + BACKWARD_SHARE)),
-        "loss": _loss(shape, setting),
+        # One after the other, while all activations are there.
+        "loss or layer at work": max(loss_bytes(shape, setting), _at_work(shape, setting)),
     }
-    passing = parts["activations kept"] + parts["layer at work"] + parts["loss"]
+    passing = parts["activations kept"] + parts["loss or layer at work"]
     if setting.on_gpu:
         parts["allocator"] = int(FRAGMENTATION * passing)
         parts["CUDA"] = CONTEXT_BYTES
@@ -104,7 +118,7 @@ def host_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
     """Bytes of host memory on each node, by what they hold."""
     parts = {"processes": PROCESS_BYTES * setting.processes_per_node}
     if setting.offload:
-        held = shape.parameters * setting.processes_per_node // setting.share(1)
+        held = setting.trained(shape) * setting.processes_per_node // setting.share(1)
         parts["optimizer"] = ADAM_BYTES * held
         parts["gradients"] = GRADIENT_BYTES_ON_HOST * held
         # DeepSpeed keeps the gradients as they come from the GPU too, in pinned memory.
@@ -122,9 +136,9 @@ def host_bytes(shape: ModelShape, setting: Setting) -> int:
     return sum(host_parts(shape, setting).values())
 
 
-def checkpoint_bytes(shape: ModelShape) -> int:
+def checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = None) -> int:
     """Size of a checkpoint: fp32 weights and both moments, whatever the precision."""
-    return ADAM_BYTES * shape.parameters
+    return ADAM_BYTES * (shape.parameters if trained_parameters is None else trained_parameters)
 
 
 def final_bytes(shape: ModelShape, precision: Precision = "bf16") -> int:
@@ -135,45 +149,87 @@ def final_bytes(shape: ModelShape, precision: Precision = "bf16") -> int:
 # --- parts ------------------------------------------------------------------------------
 
 
+def effective_stage(asked: int, processes: int, precision: Precision, offload: bool) -> int:
+    """The ZeRO stage that does what was asked at the least cost.
+
+    One process has nobody to share with: stage 3 then takes a third longer than stage 0
+    (benchmarks/training.py) and holds the same. In 16 bits stage 1 is the least that keeps
+    fp32 weights beside those in use.
+    """
+    least = 0 if precision == "fp32" else 1
+    return least if processes == 1 and not offload else max(asked, least)
+
+
+def adapter_parameters(shape: ModelShape, rank: int, target_modules: Sequence[str] = ()) -> int:
+    """Numbers in LoRA's adapters: two thin matrices beside each matrix that gets one.
+
+    Without `target_modules` peft adapts queries and values, or the matrix that makes them.
+    """
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    inwards, outwards = shape.width + shape.inner, shape.inner + shape.width
+    sides = {
+        **dict.fromkeys(
+            ("query_key_value", "c_attn", "qkv_proj"), shape.width + queries + 2 * keys
+        ),
+        **dict.fromkeys(("q_proj", "o_proj", "out_proj", "dense"), shape.width + queries),
+        **dict.fromkeys(("k_proj", "v_proj"), shape.width + keys),
+        **dict.fromkeys(("fc_in", "c_fc", "dense_h_to_4h", "up_proj", "gate_proj"), inwards),
+        **dict.fromkeys(("fc_out", "dense_4h_to_h", "down_proj"), outwards),
+    }
+    names = target_modules or ("q_proj", "v_proj")
+    return rank * shape.layers * sum(sides.get(n.rpartition(".")[2], inwards) for n in names)
+
+
+def _weights(shape: ModelShape, setting: Setting) -> int:
+    return shape.parameters + (setting.trained_parameters or 0)
+
+
 def _adam(shape: ModelShape, setting: Setting) -> int:
-    # In fp32 the weights themselves are what Adam updates.
-    each = ADAM_BYTES - (4 if setting.precision == "fp32" else 0)
-    return shape.parameters * each // setting.share(1)
+    # In fp32, and nothing spread, the weights themselves are what Adam updates.
+    updates_weights = setting.precision == "fp32" and setting.stage == 0
+    each = (0 if updates_weights else 4) + 2 * setting.adam_bits // 8
+    return setting.trained(shape) * each // setting.share(1)
 
 
 def _gathered(shape: ModelShape, setting: Setting) -> int:
     """Numbers that stage 3 gathers beside its own share; one process has all of them."""
-    if setting.zero_stage < 3 or setting.processes == 1:
+    if setting.stage < 3 or setting.processes == 1:
         return 0
     return min(MAX_LIVE_PARAMETERS, shape.parameters)
 
 
 def _gpu_gradients(shape: ModelShape, setting: Setting) -> int:
     """Numbers: the accumulated gradients, the bucket they pass through, and the newest."""
-    passing = 2 * shape.largest_tensor
-    if setting.zero_stage >= 2 and setting.on_gpu:  # on a CPU its pages are never touched
+    trained, stage = setting.trained(shape), setting.stage
+    if stage == 0:
+        return trained
+    passing = 2 * min(shape.largest_tensor, trained)
+    if stage >= 2 and setting.on_gpu:  # on a CPU its pages are never touched
         passing += REDUCE_BUCKET
-    if setting.offload and setting.zero_stage >= 1:
+    if setting.offload:
         return passing
-    return passing + shape.parameters // setting.share(2)
+    return passing + trained // setting.share(2)
 
 
 def _kept(shape: ModelShape, setting: Setting) -> int:
     """Activations kept from the forward pass for the backward pass."""
     recomputed = setting.recomputed(shape)
-    inputs = setting.tokens * shape.width * WEIGHT_BYTES[setting.precision]
-    return recomputed * inputs + (shape.layers - recomputed) * _layer(shape, setting)
+    state = setting.tokens * shape.width * WEIGHT_BYTES[setting.precision]
+    layers = recomputed * state + (shape.layers - recomputed) * _layer(shape, setting)
+    return layers + 2 * state  # the last layer's output, and that normed
+
+
+def _at_work(shape: ModelShape, setting: Setting) -> int:
+    """The widest gradients of a layer; where all are computed again, its activations with them."""
+    gradients = 2 * setting.tokens * shape.inner * WEIGHT_BYTES[setting.precision]
+    is_all = setting.recomputed(shape) == shape.layers
+    return gradients + (_layer(shape, setting) if is_all else 0)
 
 
 def _layer(shape: ModelShape, setting: Setting) -> int:
-    """Activations of one layer that its backward pass needs.
-
-    Of width D: input, normed input, output of attention; queries, keys and values;
-    of the inner width I: what goes in and out of the activation and, as transformers
-    writes GELU out in steps, three between; gated: gate, its activation, up, product.
-    """
+    """Activations of one layer that its backward pass needs."""
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    numbers = 3 * shape.width + queries + 2 * keys + shape.inner * (4 if shape.gated else 5)
+    numbers = shape.kept_states * shape.width + queries + 2 * keys + shape.kept_inner * shape.inner
     size = setting.tokens * numbers * WEIGHT_BYTES[setting.precision]
     if not setting.fused_attention:
         # Scores and softmax in fp32, scaled scores in fp32, probabilities: all T x T.
@@ -182,13 +238,17 @@ def _layer(shape: ModelShape, setting: Setting) -> int:
     return size
 
 
-def _loss(shape: ModelShape, setting: Setting) -> int:
+def loss_bytes(shape: ModelShape, setting: Setting) -> int:
+    """What comes and goes while the loss and its gradient are worked out."""
     weight = WEIGHT_BYTES[setting.precision]
     hidden = setting.tokens * shape.width * weight
     if setting.chunked_loss:
         chunk = min(LOSS_CHUNK, setting.tokens * shape.vocabulary)
-        # Logits, fp32 log-probabilities and their cast; the gradient of the output layer.
-        return chunk * (2 * weight + 4) + hidden + shape.embedding_parameters * weight
+        # Logits, fp32 log-probabilities, and their slope in 16 bits.
+        logits = chunk * (weight + 4 + (weight if weight < 4 else 0))
+        # The gradient of the output layer is summed in fp32.
+        head = 0 if setting.trained_parameters is not None else shape.embedding_parameters
+        return logits + hidden + head * (4 + (weight if weight < 4 else 0))
     # Logits and their gradient; in fp32: logits, shifted copy, log-probabilities, gradient.
     return setting.tokens * shape.vocabulary * (2 * weight + 4 * 4) + hidden
 
@@ -203,7 +263,7 @@ def choose(
     *,
     batch_size: int = -1,
     divisor: float = 1.0,
-    may_offload: bool = True,
+    offload: Offload = "",
 ) -> Setting | None:
     """The least costly way that fits: no offload before offload, then little recomputing.
 
@@ -213,22 +273,29 @@ def choose(
         memory_bytes: Of one GPU, whole; USABLE_SHARE of it is planned with.
         batch_size: Contexts in a micro-batch; -1: as many as fit and make it faster.
         divisor: Divides a batch size that was worked out (`batch_size_divisor`).
-        may_offload: Whether there is a GPU to offload from.
+        offload: Whether to; '' is where nothing else fits a GPU.
     Returns:
         `setting` with batch size, offload and checkpointed layers; None: nothing fits.
     """
     room = int(memory_bytes * USABLE_SHARE)
-    most = max(1, SATURATING_TOKENS // setting.context)
+    most = max(1, SATURATING_TOKENS // setting.context) if setting.on_gpu else CPU_BATCH
     sizes = [batch_size] if batch_size > 0 else range(most, 0, -1)
-    for offload in (False, True) if may_offload and setting.zero_stage > 0 else (False,):
+    for offloaded in offload_ways(setting, offload):
         for size in sizes:
-            tried = replace(setting, batch_size=size, offload=offload, checkpointed_layers=None)
+            tried = replace(setting, batch_size=size, offload=offloaded, checkpointed_layers=None)
             if gpu_bytes(shape, tried) > room:
                 continue
             if batch_size < 0:
                 tried = replace(tried, batch_size=max(1, math.floor(size / divisor)))
             return _with_least_recomputing(shape, tried, room)
     return None
+
+
+def offload_ways(setting: Setting, asked: Offload) -> tuple[bool, ...]:
+    """Whether the optimizer may be kept in host memory, the cheaper way first."""
+    if asked or setting.adam_bits == 8:
+        return (asked == "always",)
+    return (False, True) if setting.on_gpu and setting.zero_stage > 0 else (False,)
 
 
 def _with_least_recomputing(shape: ModelShape, setting: Setting, room: int) -> Setting:

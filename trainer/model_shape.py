@@ -18,6 +18,11 @@ _TIED = ("gpt2", "gpt_neo", "opt", "bloom", "falcon", "gemma", "gpt_bigcode")
 # Kinds that look positions up in a table of weights instead of rotating or biasing.
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode")
 _GATED = ("silu", "swish", "swiglu", "geglu")
+# GELU that transformers writes out in steps, of which autograd keeps each.
+_STEPWISE = ("gelu_new", "gelu_fast", "quick_gelu")
+# Input, normed input and output of attention; two norms, or a norm in steps, keep more.
+# Counted with torch.autograd.graph.saved_tensors_hooks, transformers 5.23.
+_KEPT_STATES = {"gptj": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,11 @@ class ModelShape:
     """Width of the feed-forward part."""
     gated: bool
     """Whether that part has a gate: three matrices instead of two."""
+    kept_states: int = 7
+    """Numbers of the model's width that a layer keeps for its backward pass for each token,
+    beside queries, keys and values."""
+    kept_inner: int = 2
+    """Likewise of the inner width."""
     vocabulary: int
     tied: bool
     """Whether the output layer is the embedding."""
@@ -77,6 +87,7 @@ class ModelShape:
         positions = _first(part, _POSITIONS)
         activation = str(part.get("hidden_act") or part.get("activation_function") or "")
         learned = positions if positions and kind in _LEARNED_POSITIONS else 0
+        gated = activation in _GATED or kind.startswith("gemma")
         return cls(
             layers=layers,
             width=width,
@@ -84,7 +95,9 @@ class ModelShape:
             kv_heads=_first(part, ("num_key_value_heads",)) or heads,
             head_size=_first(part, ("head_dim",)) or width // heads,
             inner=_first(part, _INNER) or 4 * width,
-            gated=activation in _GATED or kind.startswith("gemma"),
+            gated=gated,
+            kept_states=_KEPT_STATES.get(kind, 7),
+            kept_inner=4 if gated else 5 if activation in _STEPWISE else 2,
             vocabulary=_needed(part, ("vocab_size",)),
             tied=bool(part.get("tie_word_embeddings", kind.startswith(_TIED))),
             positions=positions,

@@ -10,7 +10,8 @@ from flows.planning.result import Plan
 from flows.planning.work import Machine, Place, Work
 from infra.catalogue import Gpu, Prices, find_gpu
 from trainer import memory_model
-from trainer.memory_model import GIB, Setting
+from trainer.config import LoraConfig
+from trainer.memory_model import GIB, Precision, Setting
 from trainer.model_shape import ModelShape
 
 
@@ -81,14 +82,17 @@ def _setting(
 ) -> tuple[Setting, list[str]]:
     """The setting that training will choose; the smallest one, and why not, if none fits."""
     gpu = machine.gpu
-    fp16 = parameters["force_fp16"] or (gpu is not None and not gpu.bf16)
     processes = parameters["trainer_gpus"]
+    optimizer = parameters.get("optimizer") or {}
+    offload = optimizer.get("offload", "")
     asked = Setting(
         context=parameters["context"],
         zero_stage=parameters["zero_stage"],
         processes=processes * machine.nodes,
         processes_per_node=processes,
-        precision="fp32" if gpu is None else "fp16" if fp16 else "bf16",
+        precision=_precision(parameters, gpu),
+        trained_parameters=_trained(shape, parameters),
+        adam_bits=optimizer.get("adam_bits", 32),
         on_gpu=gpu is not None,
     )
     memory_gib = gpu.memory_gib if gpu else machine.memory_gib / processes
@@ -98,16 +102,35 @@ def _setting(
         int(memory_gib * GIB),
         batch_size=parameters["batch_size"],
         divisor=parameters["batch_size_divisor"],
-        may_offload=gpu is not None,
+        offload=offload,
     )
     if chosen is not None:
         return chosen, gates.host_problems(shape, chosen, machine)
     smallest = dataclasses.replace(
         asked,
         batch_size=max(1, parameters["batch_size"]),
-        offload=gpu is not None and asked.zero_stage > 0,
+        offload=memory_model.offload_ways(asked, offload)[-1],
     )
     return smallest, [gates.does_not_fit(shape, smallest, machine, memory_gib)]
+
+
+def _precision(parameters: Mapping[str, Any], gpu: Gpu | None) -> Precision:
+    """As training chooses it: trainer/training/process.py."""
+    if parameters["force_fp16"]:
+        return "fp16"
+    return parameters.get("precision") or (
+        "fp32" if gpu is None else "bf16" if gpu.bf16 else "fp16"
+    )
+
+
+def _trained(shape: ModelShape, parameters: Mapping[str, Any]) -> int | None:
+    """Of LoRA's adapters; None: all of the model's weights are trained."""
+    lora = parameters.get("lora")
+    if lora is None:
+        return None
+    return memory_model.adapter_parameters(
+        shape, lora.get("rank", LoraConfig.rank), lora.get("target_modules", ())
+    )
 
 
 def _plan(
@@ -164,7 +187,7 @@ def _plan(
         host_memory_gib=sum(host_parts.values()),
         host_memory_parts_gib=host_parts,
         host_memory_limit_gib=machine.memory_gib,
-        checkpoint_gib=memory_model.checkpoint_bytes(shape) / GIB,
+        checkpoint_gib=memory_model.checkpoint_bytes(shape, setting.trained_parameters) / GIB,
         disk_gib=work.disk_bytes / GIB,
         seconds_per_step=sum(spent.values()),
         seconds_parts=spent,

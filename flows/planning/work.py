@@ -108,7 +108,9 @@ class Work:
     def disk_bytes(self) -> int:
         tokens = self.num_contexts * self.setting.context
         token_bytes = 2 if self.shape.vocabulary <= 2**16 else 4
-        kept = (self.kept_checkpoints + 1) * memory_model.checkpoint_bytes(self.shape)
+        kept = (self.kept_checkpoints + 1) * memory_model.checkpoint_bytes(
+            self.shape, self.setting.trained_parameters
+        )
         final = memory_model.final_bytes(self.shape, self.setting.precision)
         return kept + final + tokens * token_bytes
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GraniteConfig
 
 from tests.training.volume import CONTEXT, VOCABULARY, make_model
 from trainer.models import empty_model, load_model
@@ -80,6 +80,21 @@ def test_a_head_that_does_more_than_a_matrix_product_is_kept() -> None:
     wrapped = CausalLoss(model)
     assert not wrapped.chunked
     torch.testing.assert_close(wrapped(ids, lengths), plain_loss(model, ids, lengths))
+
+
+def test_what_comes_after_the_head_is_seen_before_the_weights_are_there() -> None:
+    config = GraniteConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        logits_scaling=4.0,
+    )
+    for model in (AutoModelForCausalLM.from_config(config), make_model("llama")):
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        assert CausalLoss(model).chunked == (model.config.model_type == "llama")
 
 
 def test_logits_never_exist_as_a_whole() -> None:

@@ -18,6 +18,7 @@ from tests.training.volume import make_config, make_volume
 from trainer.checkpoints import seal
 from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.tensors import write_tensors
+from trainer.training import rehearsal
 from trainer.training.rehearsal import main
 
 RUN = "run"
@@ -48,6 +49,13 @@ def left_behind(volume: Path) -> list[Path]:
 def test_a_run_of_two_processes_is_proven_and_left_alone(home: Path) -> None:
     volume = home / "finetune-data"
     before = contents(volume)
+
+    def killed_halfway() -> int:
+        rehearsal._train = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
+        return main([str(volume), RUN])
+
+    assert run_forked(volume, killed_halfway)[0] == -signal.SIGKILL
+    assert left_behind(volume)  # the next one clears it away
     code, said = run_forked(volume, lambda: main([str(volume), RUN]))
     assert code == 0, said
     assert "run resumes exactly: from step 8 to step 12" in said

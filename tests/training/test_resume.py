@@ -118,6 +118,17 @@ def test_bf16_keeps_what_16_bits_would_lose(tmp_path: Path) -> None:
     assert not all(torch.equal(w, w.bfloat16().float()) for w in weights)
 
 
+def test_adapters_resume_exactly_and_slow_saves_are_warned_of(tmp_path: Path) -> None:
+    lora = {"rank": 2, "dropout": 0.1, "target_modules": []}
+    changes = {"gradients": 5, "batch_size": 1, "lora": lora, "grace_seconds": 1e-6}
+    whole, broken = unbroken(tmp_path, **changes), _config(tmp_path / "broken", **changes)
+    assert run_step("finetune", whole) == 0, log_of(whole)[-3000:]
+    strikes = [Strike(f"{ENGINE}:Engine.step", 6, after=True), Strike(f"{SAVING}:seal", 1)]
+    kill_and_go_on(broken, strikes)
+    assert_same(broken, whole)
+    assert "steps since the last one would be done again" in log_of(whole)
+
+
 ENGINES = [("llama", 0), ("gptj", 1), ("neox", 2), ("gptj", 3)]
 
 

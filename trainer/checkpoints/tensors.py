@@ -5,9 +5,11 @@ Source: https://github.com/huggingface/safetensors#format
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy as np
 import xxhash
 
 _WRITE_BYTES = 2**20  # digested, then written: small enough to be in the cache the second time
+_READ_NUMBERS = 2**20  # widened to fp32 at a time
+_SIZES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}  # bytes, by safetensors' names
 _SYNC_BYTES = 16 * 2**20  # the disk begins with the first part while the next is written
 
 
@@ -85,45 +89,102 @@ def _write_all(file: Any, piece: memoryview) -> None:
         piece = piece[file.write(piece) :]
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Where numbers `start` to `start + numel` of a parameter are, and how they are stored."""
+
+    path: Path
+    offset: int
+    dtype: str
+    start: int
+    numel: int
+
+    def read(self, first: int, out: np.ndarray) -> None:
+        """Fill `out` with numbers `first`, `first` + 1, ... of the piece."""
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset + first * _SIZES[self.dtype])
+            if self.dtype == "F32":
+                _read_all(file, out.data.cast("B"))
+                return
+            for at in range(0, out.size, _READ_NUMBERS):
+                part = out[at : at + _READ_NUMBERS]
+                raw = bytearray(part.size * _SIZES[self.dtype])
+                _read_all(file, memoryview(raw))
+                part[:] = _widened(raw, self.dtype)
+
+
 class SliceReader:
-    """Reads any range of any parameter from the files of a checkpoint, whoever wrote them."""
+    """Reads any range of any parameter as fp32 from safetensors files, and nothing else of them.
+
+    Of a checkpoint, whoever wrote it, or of a model's folder (`of_model`). What was read is
+    in memory once: files are not mapped, whose pages would count beside it.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._pieces: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._pieces: dict[str, list[_Piece]] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            for key, array in _mapped(path).items():
+            for key, piece, _ in _pieces_of(path):
                 name, _, start = key.rpartition("@")
-                self._pieces.setdefault(name, []).append((int(start), array))
+                self._pieces.setdefault(name, []).append(replace(piece, start=int(start)))
+
+    @classmethod
+    def of_model(
+        cls, folder: Path, shapes: Mapping[str, tuple[int, ...]], other_names: Mapping[str, str]
+    ) -> "SliceReader | None":
+        """A reader of a Hugging Face folder's weights; None where they aren't these parameters'.
+
+        Args:
+            shapes: Of the parameters by name.
+            other_names: Parameter names by what else the same numbers may be called (tied ones).
+        """
+        reader = cls(Path())
+        for path in sorted(folder.glob("*.safetensors")):
+            for key, piece, shape in _pieces_of(path):
+                name = key if key in shapes else other_names.get(key, "")
+                if shapes.get(name) == shape and piece.dtype in _SIZES:
+                    reader._pieces[f"weight/{name}"] = [piece]
+        return reader if len(reader._pieces) == len(shapes) else None
 
     def names(self, kind: str) -> list[str]:
         """The parameters of which there is a `kind`, such as `weight`."""
         return sorted(n.split("/", 1)[1] for n in self._pieces if n.startswith(f"{kind}/"))
 
     def numel(self, name: str) -> int:
-        return sum(array.size for _, array in self._pieces[name])
+        return sum(piece.numel for piece in self._pieces[name])
 
     def read(self, name: str, start: int, out: np.ndarray) -> None:
         """Fill `out`, flat, with the numbers of `name` (kind/parameter) from `start` on."""
         stop, filled = start + out.size, 0
-        for first, array in self._pieces.get(name, ()):
-            low, high = max(start, first), min(stop, first + array.size)
+        for piece in self._pieces.get(name, ()):
+            low, high = max(start, piece.start), min(stop, piece.start + piece.numel)
             if low < high:
-                out[low - start : high - start] = array[low - first : high - first]
+                piece.read(low - piece.start, out[low - start : high - start])
                 filled += high - low
         if filled != out.size:
             raise ValueError(f"{name} has {filled} of {out.size} numbers from {start} on")
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """The file's arrays, mapped rather than read."""
+def _pieces_of(path: Path) -> Iterator[tuple[str, _Piece, tuple[int, ...]]]:
+    """The file's tensors: key, place and shape."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    raw = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length) if header else None
-    arrays = {}
-    for name, entry in header.items():
-        low, high = entry["data_offsets"]
-        assert raw is not None and entry["dtype"] == "F32", entry
-        arrays[name] = raw[low:high].view(np.float32)
-    return arrays
+    for key, entry in header.items():
+        shape = tuple(entry["shape"])
+        offset = 8 + length + entry["data_offsets"][0]
+        yield key, _Piece(path, offset, entry["dtype"], 0, math.prod(shape)), shape
+
+
+def _read_all(file: Any, view: memoryview) -> None:
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise OSError(f"{file.name} ends before its tensors do")
+        view = view[count:]
+
+
+def _widened(raw: bytearray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of an fp32 number
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(raw, {"F16": "<f2", "F64": "<f8"}[dtype]).astype(np.float32)

@@ -163,3 +163,4 @@ def install() -> None:
     gptj.GPTJPreTrainedModel._supports_attention_backend = True
     for cls, forward in ((gptj.GPTJBlock, _block_forward), (gptj.GPTJModel, _model_forward)):
         setattr(cls, "forward", forward)  # noqa: B010  mypy takes no assignment to a method
+    gptj.GPTJBlock.__init_subclass__()  # wraps forward in gradient checkpointing, as for any layer

@@ -1,9 +1,11 @@
 """The base model as a run needs it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer.checkpoints.tensors import SliceReader
 from trainer.config import place_of
 from trainer.models import load_base
 from trainer.training.job import Job
@@ -21,3 +23,18 @@ def base_model(job: Job, dtype: torch.dtype, *, filled_later: bool = False) -> A
         dtype=dtype,
         trust_remote_code=config.trust_remote_code,
     )
+
+
+def weights_for(model: Any, folder: Path) -> SliceReader | None:
+    """What reads the model's weights, or parts of them, from safetensors in `folder`.
+
+    Returns:
+        None where the folder's are of other names, shapes or kinds, or not all.
+    """
+    parameters = dict(model.named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    also = {other: names[id(p)] for other, p in model.named_parameters(remove_duplicate=False)}
+    if not also.keys() >= model.state_dict().keys():
+        return None  # buffers that are saved, too
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    return SliceReader.of_model(folder, shapes, also)

@@ -28,11 +28,20 @@ def trained_tokens(lengths: np.ndarray) -> int:
     return int(np.maximum(lengths.astype(np.int64) - 1, 0).sum())
 
 
-def read_batch(store: TokenStore, contexts: np.ndarray) -> Batch:
+def read_batch(store: TokenStore, contexts: np.ndarray, rows: int = 0) -> Batch:
     """The contexts' ids, cut to the longest text; one row of nothing where there are none.
 
     Every process has to take part in a micro-batch, with or without contexts of its own.
+
+    Args:
+        rows: Make it so many whole contexts, empty ones with them; 0: what is needed.
     """
+    if rows:
+        lengths = np.zeros(rows, dtype=np.int64)
+        lengths[: len(contexts)] = store.lengths[contexts]
+        ids = np.zeros((rows, store.manifest.context), dtype=np.int64)
+        ids[: len(contexts)] = store.contexts[contexts]
+        return Batch(contexts, torch.from_numpy(ids), torch.from_numpy(lengths))
     if not len(contexts):
         return Batch(
             contexts, torch.zeros((1, 2), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
@@ -44,11 +53,13 @@ def read_batch(store: TokenStore, contexts: np.ndarray) -> Batch:
     return Batch(contexts, torch.from_numpy(ids), torch.from_numpy(lengths))
 
 
-def read_ahead(store: TokenStore, groups: Iterable[list[np.ndarray]]) -> Iterator[list[Batch]]:
+def read_ahead(
+    store: TokenStore, groups: Iterable[list[np.ndarray]], rows: int = 0
+) -> Iterator[list[Batch]]:
     """The batches of each group of micro-batches, the next group read while one is used."""
 
     def read(group: list[np.ndarray]) -> list[Batch]:
-        return [read_batch(store, contexts) for contexts in group]
+        return [read_batch(store, contexts, rows) for contexts in group]
 
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         waiting = None

@@ -18,7 +18,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from trainer.errors import RequestError
 from trainer.training.loss import CausalLoss
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -37,7 +39,14 @@ class EngineOptions:
     zero_stage: int
     precision: Precision
     offload: bool = False
-    gradient_checkpointing: bool = False
+    checkpointed_layers: int | None = 0
+    """Layers that are computed again in the backward pass, the first ones; None: all."""
+    compile: bool = False
+    """Have torch.compile write the layers' code: takes micro-batches of one shape alone."""
+    liger: bool = False
+    """Take Liger's kernels."""
+    adam_bits: int = 32
+    """Of Adam's moments: 32, or 8 in blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +65,15 @@ class Engine:
         self.model = model
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.names = {id(p): name for name, p in model.named_parameters()}
-        if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        _compute_again(model, options.checkpointed_layers)
+        if options.liger:
+            _take_liger_kernels(model)
         self._engine, self._adam = self._initialize(CausalLoss(model))
+        if options.compile:
+            # Each shape has code of its own, whose sums may be in another order: a run that
+            # goes on would meet the shapes in another order if there were several.
+            for layer in _layers(model):
+                layer.compile(dynamic=False)
 
     @property
     def zero(self) -> Any:
@@ -83,7 +98,7 @@ class Engine:
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
-        if isinstance(self._adam, _ClippingAdamW):
+        if isinstance(self._adam, _Clipping):
             norm, applied = self._adam.grad_norm, self._adam.applied
         else:
             norm, applied = float(self._engine.get_global_grad_norm()), not self.zero.overflow
@@ -104,10 +119,10 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode without gradients; training mode afterwards."""
+        """Evaluation mode without gradients, nothing compiled; training mode afterwards."""
         self._engine.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
             self._engine.train()
@@ -128,6 +143,11 @@ class Engine:
 
             with compiling_alone(Path(_get_build_directory("cpu_adam", verbose=False))):
                 adam: torch.optim.Optimizer = DeepSpeedCPUAdam(trained, **options)
+        elif self.options.adam_bits == 8:
+            from trainer.training.eight_bits import EightBitAdam
+
+            kind = type("_ClippingAdam8bit", (_Clipping, EightBitAdam), {})
+            adam = (kind if self.options.zero_stage == 0 else EightBitAdam)(trained, **options)
         elif self.options.zero_stage == 0:
             adam = _ClippingAdamW(trained, **options, fused=True)
         else:
@@ -141,8 +161,35 @@ class Engine:
         return engine, adam
 
 
-class _ClippingAdamW(torch.optim.AdamW):
-    """AdamW that clips, and leaves out a step whose gradients are not finite.
+def _compute_again(model: Any, layers: int | None) -> None:
+    """Have the first layers keep their input alone, and compute the rest again when needed."""
+    if layers == 0:
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in _layers(model)[layers:] if layers is not None else ():
+        layer.gradient_checkpointing = False
+
+
+def _layers(model: Any) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def _take_liger_kernels(model: Any) -> None:
+    """Norms, rotations and activations of Liger's; the loss in chunks stays ours."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise RequestError(
+            f"kernels.liger has no kernels for this model (got model_type {kind!r}). "
+            "Leave it out, or try kernels.compile."
+        )
+    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+class _Clipping(torch.optim.Optimizer):
+    """Adam that clips, and leaves out a step whose gradients are not finite.
 
     At ZeRO stage 0 DeepSpeed would apply such a step; at the others it finds it itself.
     """
@@ -158,6 +205,10 @@ class _ClippingAdamW(torch.optim.AdamW):
         self.applied = bool(torch.isfinite(norm))
         if self.applied:
             super().step(closure)
+
+
+class _ClippingAdamW(_Clipping, torch.optim.AdamW):
+    pass
 
 
 @contextmanager

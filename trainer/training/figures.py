@@ -30,7 +30,7 @@ def engine_record(engine: Engine) -> dict[str, Any]:
         "processes": options.world,
         "zero_stage": options.zero_stage,
         "precision": options.precision,
-        "gradient_checkpointing": options.gradient_checkpointing,
+        "checkpointed_layers": options.checkpointed_layers,
         "offload": options.offload,
         "optimizer": optimizer_state(engine),
         "threads": torch.get_num_threads(),

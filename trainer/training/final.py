@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trainer.checkpoints.folder import name_of, part_of
@@ -20,6 +19,7 @@ from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters, merge
 from trainer.training.base import base_model
 from trainer.training.job import Job
+from trainer.training.plan import TrainingPlan
 
 SHARD_BYTES = 5 * 10**9
 GOLDEN_PROMPTS = 4
@@ -53,11 +53,8 @@ def checkpointed_model(job: Job, checkpoint: Path, adapter: Path) -> Any:
     reader = SliceReader(checkpoint)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            numbers = np.empty(parameter.numel(), dtype=np.float32)
-            reader.read(f"weight/{name}", 0, numbers)
-            parameter.copy_(torch.from_numpy(numbers).view_as(parameter))
+            if parameter.requires_grad:
+                reader.read(f"weight/{name}", 0, parameter.view(-1).numpy())
     return merge(adapted, adapter) if adapted else model
 
 
@@ -108,7 +105,7 @@ def model_card(job: Job, figures: dict[str, Any]) -> str:
         "",
         "| | |",
         "| --- | --- |",
-        f"| steps | {plan.steps:,} of {plan.global_batch} contexts, {config.epochs} epoch(s) |",
+        f"| steps | {_steps(plan)} of {plan.global_batch} contexts, {config.epochs} epoch(s) |",
         f"| tokens trained on | {figures['tokens']:,} |",
         f"| learning rate | {config.learn_rate} with {config.warmup_ratio:.0%} warm-up |",
         f"| seed | {config.random_seed} |",
@@ -124,6 +121,11 @@ def model_card(job: Job, figures: dict[str, Any]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _steps(plan: TrainingPlan) -> str:
+    by_budget = f" (of {plan.whole_steps:,}, by the budget)" if plan.shortened else ""
+    return f"{plan.steps:,}{by_budget}"
 
 
 def _recorded_code(job: Job) -> dict[str, str]:

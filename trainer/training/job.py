@@ -21,7 +21,7 @@ class Job:
     batch_size: int
     global_batch: int
     zero_stage: int
-    gradient_checkpointing: bool = False
+    checkpointed_layers: int | None = 0  # computed again in the backward pass; None: all
     offload: bool = False
     checkpoint: str = ""  # name of the one to go on from; empty: from the start
     is_trial: bool = False  # only see whether a step fits into memory

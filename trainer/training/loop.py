@@ -17,6 +17,7 @@ from trainer.training.engine import Engine
 from trainer.training.figures import engine_record, finite, say, seed_of
 from trainer.training.job import Job
 from trainer.training.measures import Measures
+from trainer.training.partitions import bring_up_to_date
 from trainer.training.records import Records
 from trainer.training.saving import Saver
 from trainer.training.skipping import SKIPPED_IN_ROW, BadNumbersError, skipped_line, suspects_of
@@ -93,7 +94,7 @@ class Loop:
         )
         self._look()
         self._stop_or_go_on()
-        batches = read_ahead(self.store, shares)
+        batches = read_ahead(self.store, shares, options.batch_size if options.compile else 0)
         for step in remaining:
             began = time.monotonic()
             with self.measures.pace.timing("data"):
@@ -261,6 +262,7 @@ class Loop:
         if self.records is not None:
             self.progress.records = self.records.synced_sizes()
         with self.measures.pace.timing("checkpoint"):
+            bring_up_to_date(self.engine)
             self.saver.save(self.progress.step, {**about, **asdict(self.progress)})
         if (written := journal.current()) is not None:
             written.saved(self.progress.step)

@@ -118,16 +118,37 @@ class _Gradients:
 
 @torch.no_grad()
 def _has_plain_head(model: Any) -> bool:
-    """Whether the logits are the last hidden state times the output layer: asked by trying."""
+    """Whether the logits are the last hidden state times the output layer.
+
+    Asked by trying, with made-up numbers at both ends: the weights may not be there yet.
+    """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return False
-    ids = torch.arange(4, device=head.weight.device)[None] % head.weight.shape[0]
+    device, dtype = head.weight.device, head.weight.dtype
+    hidden = torch.rand((1, 4, head.in_features), device=device, dtype=dtype)
+    logits = torch.rand((1, 4, head.out_features), device=device, dtype=dtype)
+    reached_head: list[Tensor] = []
+
+    def after_last_layer(module: nn.Module, given: Any, found: Any) -> Any:
+        found.last_hidden_state = hidden
+        return found
+
+    def at_head(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
+        reached_head.append(given[0])
+        return logits
+
     was_training = model.training
-    model.eval()
-    logits = model(input_ids=ids, use_cache=False).logits
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    model.train(was_training)
-    return torch.allclose(
-        head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-3, equal_nan=True
-    )
+    hooks = [
+        model.base_model.register_forward_hook(after_last_layer),
+        head.register_forward_hook(at_head),
+    ]
+    try:
+        ids = torch.zeros((1, 4), dtype=torch.int64, device=device)
+        answered = model.eval()(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    pairs = zip((*reached_head, answered), (hidden, logits), strict=False)
+    return all(torch.equal(found.to(made_up.dtype), made_up) for found, made_up in pairs)

@@ -53,9 +53,17 @@ def slices_to_fill(engine: Engine) -> list[Slice]:
     return [piece for piece in found if piece is not None and piece.numel > 0]
 
 
+def bring_up_to_date(engine: Engine) -> None:
+    """Make the slices hold what training has, where it keeps it in another form."""
+    if engine.options.adam_bits == 8:
+        engine.adam.widen()  # type: ignore[attr-defined]
+
+
 def put_in_place(engine: Engine) -> None:
-    """Make the weights that forward passes use those that the slices now hold."""
+    """Make what training uses that which the slices now hold."""
     zero, stage = engine.zero, engine.options.zero_stage
+    if engine.options.adam_bits == 8:
+        engine.adam.narrow()  # type: ignore[attr-defined]
     if stage in (1, 2):
         zero.update_lp_params()
     elif stage == 3:
@@ -82,9 +90,25 @@ def set_optimizer_state(engine: Engine, saved: dict[str, Any]) -> None:
             state["step"].fill_(saved["steps"])
         else:
             state["step"] = int(saved["steps"])  # DeepSpeed's CPU Adam counts with an int
+    if engine.options.offload:
+        _repeat_steps(engine, int(saved["steps"]))
     scaler = getattr(engine.zero, "loss_scaler", None)
     if scaler is not None:
         vars(scaler).update(saved["loss_scaler"])
+
+
+def _repeat_steps(engine: Engine, steps: int) -> None:
+    """Have DeepSpeed's CPU Adam multiply its decay rates as often as in the unbroken run.
+
+    It keeps beta^step as a product, out of reach, and makes it anew as a power, which is
+    rounded otherwise, where it is called with a step that is not the next.
+    """
+    adam: Any = engine.adam
+    group, numbers = adam.param_groups[0], [torch.zeros(1) for _ in range(4)]
+    for step in range(1, steps + 1):
+        adam.ds_opt_adam.adam_update(
+            adam.opt_id, step, 0.0, *group["betas"], group["eps"], 0.0, True, *numbers
+        )
 
 
 def _flats(engine: Engine) -> list[Tensor]:
@@ -100,7 +124,9 @@ def _make_moments(engine: Engine) -> None:
     """Give Adam the state that it would make for itself on its first step."""
     for flat in _flats(engine):
         state = engine.adam.state[flat]
-        if "exp_avg" not in state:
+        if engine.options.adam_bits == 8:
+            engine.adam.wide(flat)  # type: ignore[attr-defined]
+        elif "exp_avg" not in state:
             fused = engine.adam.defaults.get("fused")
             device = flat.device if fused else "cpu"
             is_torch = isinstance(engine.adam, torch.optim.AdamW)
@@ -110,8 +136,12 @@ def _make_moments(engine: Engine) -> None:
 
 
 def _views(engine: Engine, flat: Tensor, offset: int, numel: int) -> dict[str, Tensor]:
-    state = engine.adam.state[flat]
-    tensors = {"weight": flat.data, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+    if engine.options.adam_bits == 8:
+        moments = engine.adam.wide(flat)  # type: ignore[attr-defined]
+    else:
+        state = engine.adam.state[flat]
+        moments = state["exp_avg"], state["exp_avg_sq"]
+    tensors = dict(zip(KINDS, (flat.data, *moments), strict=True))
     return {kind: t.view(-1).narrow(0, offset, numel) for kind, t in tensors.items()}
 
 

@@ -3,7 +3,7 @@
 Run alone in the step's own process, or as one of several by `trainer.training.launch`.
 """
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from trainer import journal
 from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
+from trainer.checkpoints.tensors import SliceReader
 from trainer.errors import DoesNotFitError
 from trainer.generation import read_prompts
+from trainer.memory_model import effective_stage
 from trainer.models import load_tokenizer
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
-from trainer.training.base import base_model
+from trainer.training.base import base_model, weights_for
 from trainer.training.engine import DTYPES, Engine, EngineOptions, Precision, join_processes
 from trainer.training.figures import engine_record, say
 from trainer.training.final import write_final
@@ -70,7 +72,7 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
     """
     join_processes(rank, world)
     options = _options(job, rank, world)
-    model = _model(replace(job, checkpoint="none"), options.precision)
+    model, _ = _model(job, options.precision)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # the time it takes to load numbers is saved
@@ -89,10 +91,14 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
 def _train(job: Job, rank: int, world: int) -> None:
     join_processes(rank, world)
     options = _options(job, rank, world)
-    engine = Engine(_model(job, options.precision), options)
+    model, base = _model(job, options.precision)
+    engine = Engine(model, options)
     progress = Progress()
     if job.checkpoint_path is not None:
         progress = _go_to(job.checkpoint_path, engine)
+    elif base is not None:
+        restore(slices_to_fill(engine), base, ("weight",))
+        put_in_place(engine)
     keep, slices = job.config.checkpoints, slices_to_save(engine)
     saver = Saver(job.run.checkpoints, slices, rank, world, keep)
     store = TokenStore.open(job.path("tokens"))
@@ -131,7 +137,7 @@ def _gone_back(error: BadNumbersError, job: Job, engine: Engine) -> Progress:
 def _go_to(checkpoint: Path, engine: Engine) -> Progress:
     """Make the engine's state that of the checkpoint."""
     about = read_manifest(checkpoint).about
-    restore(slices_to_fill(engine), checkpoint)
+    restore(slices_to_fill(engine), SliceReader(checkpoint))
     put_in_place(engine)
     set_optimizer_state(engine, about["optimizer"])
     _say_what_changed(about, engine)
@@ -162,19 +168,11 @@ def _options(job: Job, rank: int, world: int) -> EngineOptions:
         zero_stage=stage,
         precision=precision,
         offload=job.offload,
-        gradient_checkpointing=job.gradient_checkpointing,
+        checkpointed_layers=job.checkpointed_layers,
+        compile=job.config.kernels.compile,
+        liger=job.config.kernels.liger,
+        adam_bits=job.config.optimizer.adam_bits,
     )
-
-
-def effective_stage(asked: int, world: int, precision: Precision, offload: bool) -> int:
-    """The ZeRO stage that does what was asked at the least cost.
-
-    One process has nobody to share with: stage 3 then takes a third longer than stage 0
-    (benchmarks/training.py) and holds the same. In 16 bits stage 1 is the least that keeps
-    fp32 weights beside those in use.
-    """
-    least = 0 if precision == "fp32" else 1
-    return least if world == 1 and not offload else max(asked, least)
 
 
 def choose_precision(asked: Precision | str, force_fp16: bool) -> Precision:
@@ -188,14 +186,22 @@ def choose_precision(asked: Precision | str, force_fp16: bool) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def _model(job: Job, precision: Precision) -> Any:
-    """The base model; memory without numbers where a checkpoint fills all of it."""
-    config = job.config
-    fill = job.checkpoint_path is not None and config.lora is None
-    model = base_model(job, DTYPES[precision], filled_later=fill)
-    if config.lora is not None:
-        add_adapters(model, config.lora, config.model, config.random_seed)
-    return model
+def _model(job: Job, precision: Precision) -> tuple[Any, SliceReader | None]:
+    """The model that is trained, and what fills its weights where they aren't there yet.
+
+    So each process reads its own part alone. None where the model has to be whole first
+    (adapters beside it, embeddings it lacks, weights of other names), or a checkpoint fills it.
+    """
+    config, dtype = job.config, DTYPES[precision]
+    if config.lora is None:
+        model = base_model(job, dtype, filled_later=True)
+        if job.checkpoint_path is not None or job.is_trial:
+            return model, None
+        reader = None if config.tensorizer_uri else weights_for(model, job.path("model"))
+        return (base_model(job, dtype), None) if reader is None else (model, reader)
+    model = base_model(job, dtype, filled_later=job.is_trial)
+    add_adapters(model, config.lora, config.model, config.random_seed)
+    return model, None
 
 
 def _prompts(job: Job) -> list[str]:

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -23,9 +24,11 @@ from trainer.checkpoints.folder import name_of
 from trainer.config import FinetuneConfig, load_step_config
 from trainer.errors import RequestError, Signalled, StepError
 from trainer.run_folder import RunFolder
+from trainer.tokens.lock import only_one, taken
 from trainer.training.job import Job
 from trainer.training.records import MEASURED, NAMES
 
+SCRATCH = "verify-resume-"
 # Of a checkpoint's manifest: what training determines, the clock apart.
 _DETERMINED = ("step", "tokens", "loss", "skipped_in_row", "went_back", "optimizer")
 
@@ -62,9 +65,8 @@ def rehearse(volume: Path, run_name: str) -> list[str]:
     older, newer = _last_two(run)
     job = _job_of(run, older.about, newer.about)
     first, last = older.about["step"], newer.about["step"]
-    (volume / "cache").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="verify-resume-", dir=volume / "cache") as name:
-        below = f"cache/{Path(name).name}"
+    with _scratch_folder(volume) as folder:
+        below = f"cache/{folder.name}"
         scratch = RunFolder(volume, f"{below}/run")
         _link(older.place, scratch.checkpoints)
         newer = replace(newer, place=_link(newer.place, scratch.root / "recorded"))
@@ -85,6 +87,21 @@ def rehearse(volume: Path, run_name: str) -> list[str]:
         "losses and samples came out the same, bit for bit"
     )
     return []
+
+
+@contextmanager
+def _scratch_folder(volume: Path) -> Iterator[Path]:
+    """A folder in cache/ for this time; those that killed processes left go first."""
+    cache = volume / "cache"
+    cache.mkdir(exist_ok=True)
+    for left in cache.glob(f"{SCRATCH}*"):
+        if (left / "lock").exists() and not taken(left / "lock"):
+            shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=cache) as name,
+        only_one(Path(name) / "lock"),
+    ):
+        yield Path(name)
 
 
 def _last_two(run: RunFolder) -> list[_Checkpoint]:
@@ -133,7 +150,7 @@ def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) 
     }
     return Job(
         config=config,
-        gradient_checkpointing=newer["gradient_checkpointing"],
+        checkpointed_layers=newer["checkpointed_layers"],
         checkpoint=name_of(older["step"]),
         until=newer["step"],
         **sizes,

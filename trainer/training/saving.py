@@ -9,11 +9,10 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trainer.checkpoints.folder import name_of, part_of, prune
@@ -165,14 +164,15 @@ class Saver:
         prune(self.folder, keep.keep_last, keep.keep_best, int(keep.max_gib * 2**30))
 
 
-def restore(slices: list[Slice], folder: Path) -> None:
-    """Fill the slices with what the checkpoint in `folder` holds, whoever wrote it."""
-    reader = SliceReader(folder)
+def restore(slices: list[Slice], reader: SliceReader, kinds: Sequence[str] = KINDS) -> None:
+    """Fill the slices with what `reader` finds, straight where they are if that is on the host."""
     for piece in slices:
-        for kind in KINDS:
-            numbers = np.empty(piece.numel, dtype=np.float32)
-            reader.read(f"{kind}/{piece.name}", piece.start, numbers)
-            piece.tensors[kind].copy_(torch.from_numpy(numbers))
+        for kind in kinds:
+            to = piece.tensors[kind]
+            numbers = to if to.device.type == "cpu" else torch.empty(to.shape, dtype=torch.float32)
+            reader.read(f"{kind}/{piece.name}", piece.start, numbers.detach().numpy())
+            if numbers is not to:
+                to.copy_(numbers)
 
 
 def _note_of(part: Path, rank: int) -> Path:

@@ -1,16 +1,19 @@
-"""`batch_size=-1`: the batch size that fits this machine's memory, and how.
+"""How much of the work is done at once: the micro-batch that fits this machine's memory, and how.
 
 The memory model proposes; on a GPU a real step then has to fit, or less is tried.
 """
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainer import memory_model
 from trainer.config import FinetuneConfig
 from trainer.errors import DoesNotFitError, RequestError
-
-CPU_BATCH = 4  # more gains nothing without a GPU, and makes fewer, coarser steps
+from trainer.memory_model import GIB, Precision, Setting
+from trainer.model_shape import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,31 +21,34 @@ class Sizing:
     """How much of the work is done at once."""
 
     batch_size: int
-    gradient_checkpointing: bool = False
+    checkpointed_layers: int | None = 0
+    """Layers computed again in the backward pass, the first ones; None: all."""
     offload: bool = False
     reason: str = "as asked"
 
 
 def size_up(config: FinetuneConfig, model: Path, context: int) -> Sizing:
-    """The batch size asked for, or the largest that fits by the memory model.
+    """The batch size asked for, or the largest that fits, and the least costly way to fit it.
 
     Args:
         model: The base model's folder.
         context: Tokens of a context.
+    Raises:
+        RequestError: Nothing fits the GPU.
     """
-    if config.batch_size > 0:
-        return Sizing(batch_size=config.batch_size)
-    if not has_gpu():
-        reason = f"batch_size {CPU_BATCH}, as always without a GPU"
-        return Sizing(batch_size=CPU_BATCH, reason=reason)
-    return fit(config, model, context, *_gpu(config))
+    if has_gpu():
+        return fit(config, model, context, *_gpu(config))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // config.processes
+    return fit(config, model, context, memory, _precision(config, "fp32"), on_gpu=False)
 
 
 def has_gpu() -> bool:
     return Path("/proc/driver/nvidia").exists()  # torch would take seconds to say so
 
 
-def confirmed(sizing: Sizing, attempt: Callable[[Sizing], float | None]) -> Sizing:
+def confirmed(
+    config: FinetuneConfig, sizing: Sizing, attempt: Callable[[Sizing], float | None]
+) -> Sizing:
     """The first of ever smaller sizings with which a real step fits.
 
     Args:
@@ -57,68 +63,97 @@ def confirmed(sizing: Sizing, attempt: Callable[[Sizing], float | None]) -> Sizi
         try:
             peak_gib = attempt(tried)
         except DoesNotFitError as error:
-            smaller = _smaller(tried)
+            smaller = _smaller(config, tried)
             if smaller is None:
                 raise RequestError(str(error)) from error
             tried = smaller
             continue
         took = "" if peak_gib is None else f", {peak_gib:.1f} GiB at its peak"
-        means = {"gradient checkpointing": tried.gradient_checkpointing, "offload": tried.offload}
-        how = "".join(f" with {name}" for name, used in means.items() if used)
-        reason = f"{sizing.reason}; a real step fits at batch_size {tried.batch_size}{how}{took}"
+        reason = f"{sizing.reason}; a real step fits at {_in_words(tried)}{took}"
         return replace(tried, reason=reason)
 
 
-def _smaller(sizing: Sizing) -> Sizing | None:
+def _smaller(config: FinetuneConfig, sizing: Sizing) -> Sizing | None:
     """What takes the next less memory, and costs the next more time."""
-    if sizing.batch_size > 1:
+    if sizing.batch_size > 1 and config.batch_size < 0:
         return replace(sizing, batch_size=sizing.batch_size // 2)
-    if not sizing.gradient_checkpointing:
-        return replace(sizing, gradient_checkpointing=True)
-    if not sizing.offload:
+    if sizing.checkpointed_layers is not None:
+        return replace(sizing, checkpointed_layers=None)
+    if not sizing.offload and not config.optimizer.offload and config.optimizer.adam_bits == 32:
         return replace(sizing, offload=True)
     return None
 
 
 def fit(
-    config: FinetuneConfig, model: Path, context: int, capacity_bytes: float, element_bytes: int
+    config: FinetuneConfig,
+    model: Path,
+    context: int,
+    memory_bytes: int,
+    precision: Precision,
+    on_gpu: bool = True,
 ) -> Sizing:
-    """The least costly way to fit into `capacity_bytes` of each process."""
-    from trainer.models import load_config
-    from trainer.training.memory import MemoryNeed, choose, need_of, shape_of
-
-    shape = shape_of(load_config(model, config.trust_remote_code), config.lora)
-
-    def need(batch_size: int, gradient_checkpointing: bool, offload: bool) -> MemoryNeed:
-        return need_of(
-            shape,
-            batch_size,
-            context,
-            world=config.processes * config.nodes,
-            zero_stage=config.zero_stage,
-            element_bytes=element_bytes,
-            gradient_checkpointing=gradient_checkpointing,
-            offload=offload,
-        )
-
+    """The least costly way to fit into `memory_bytes` of each process."""
+    described = json.loads((model / "config.json").read_text(encoding="utf-8"))
     try:
-        choice = choose(need, capacity_bytes, config.batch_size_divisor)
+        shape = ModelShape.from_config(described)
     except ValueError as error:
-        raise RequestError(str(error)) from error
-    return Sizing(
-        batch_size=choice.batch_size,
-        gradient_checkpointing=choice.gradient_checkpointing,
-        offload=choice.offload,
-        reason=choice.reason,
+        if config.batch_size > 0:
+            return Sizing(batch_size=config.batch_size)
+        raise RequestError(f"batch_size can't be worked out: {error}") from error
+    asked = Setting(
+        context=context,
+        zero_stage=config.zero_stage,
+        processes=config.processes * config.nodes,
+        processes_per_node=config.processes,
+        precision=precision,
+        trained_parameters=None
+        if config.lora is None
+        else memory_model.adapter_parameters(shape, config.lora.rank, config.lora.target_modules),
+        adam_bits=config.optimizer.adam_bits,
+        on_gpu=on_gpu,
     )
+    chosen = memory_model.choose(
+        shape,
+        asked,
+        memory_bytes,
+        batch_size=config.batch_size,
+        divisor=config.batch_size_divisor,
+        offload=config.optimizer.offload,
+    )
+    room = memory_bytes * memory_model.USABLE_SHARE / GIB
+    if chosen is None:
+        offload = memory_model.offload_ways(asked, config.optimizer.offload)[-1]
+        chosen = replace(asked, batch_size=max(1, config.batch_size), offload=offload)
+        least = memory_model.gpu_bytes(shape, chosen) / GIB
+        if on_gpu:
+            raise RequestError(
+                f"batch_size {chosen.batch_size} needs {least:.1f} GiB of a GPU at the least "
+                f"(got {room:.1f} that can be planned with). Take a smaller batch_size, a shorter "
+                "context, more GPUs, or a larger one."
+            )
+    sizing = Sizing(
+        batch_size=chosen.batch_size,
+        checkpointed_layers=chosen.checkpointed_layers,
+        offload=chosen.offload,
+    )
+    needed = memory_model.gpu_bytes(shape, chosen) / GIB
+    return replace(sizing, reason=f"{_in_words(sizing)} needs {needed:.2f} of {room:.2f} GiB")
 
 
-def _gpu(config: FinetuneConfig) -> tuple[float, int]:
-    """Memory of a GPU in bytes, less what CUDA itself takes, and bytes of a weight in use."""
+def _in_words(sizing: Sizing) -> str:
+    layers = sizing.checkpointed_layers
+    ways = [] if layers == 0 else [f"{'all' if layers is None else layers} layers computed again"]
+    ways += ["the optimizer in host memory"] if sizing.offload else []
+    return f"batch_size {sizing.batch_size}" + (f" with {' and '.join(ways)}" if ways else "")
+
+
+def _gpu(config: FinetuneConfig) -> tuple[int, Precision]:
+    """Memory of a GPU in bytes, and the precision of weights in use."""
     import torch
 
-    from trainer.training.process import choose_precision
+    best: Precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return torch.cuda.get_device_properties(0).total_memory, _precision(config, best)
 
-    precision = choose_precision(config.precision, config.force_fp16)
-    memory = torch.cuda.get_device_properties(0).total_memory - 2**30
-    return float(memory), 4 if precision == "fp32" else 2
+
+def _precision(config: FinetuneConfig, best: Precision) -> Precision:
+    return "fp16" if config.force_fp16 else config.precision or best

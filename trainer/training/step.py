@@ -49,21 +49,23 @@ def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> tuple[Job, int | 
     """Admit the run, and work out what its processes have to know."""
     store = TokenStore.open(path_on_volume(config.volume, "tokens", config.tokens))
     _refuse_what_cannot_be_trained(config, store)
-    sizing = size_up(
-        config, path_on_volume(config.volume, "model", config.model), store.manifest.context
-    )
-    if config.batch_size < 0 and run_folder.record() is None:
-        if has_gpu():
-            sizing = confirmed(sizing, lambda tried: _attempt(config, store, tried))
-        say(sizing.reason)
-    made_from = {
-        **_made_from(config, store),
-        "sizing": dataclasses.asdict(sizing),
-        "plan": config.plan,
-    }
+    made_from = {**_made_from(config, store), "plan": config.plan}
+    if run_folder.record() is None:
+        made_from["sizing"] = dataclasses.asdict(_size(config, store))
     run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
     _say_of_new_tokens(config, store)
     return _job(config, run_folder, store)
+
+
+def _size(config: FinetuneConfig, store: TokenStore) -> Sizing:
+    """How much of the work to do at once, said where it was worked out."""
+    model = path_on_volume(config.volume, "model", config.model)
+    sizing = size_up(config, model, store.manifest.context)
+    if has_gpu():
+        sizing = confirmed(config, sizing, lambda tried: _attempt(config, store, tried))
+    if config.batch_size < 0 or sizing.checkpointed_layers != 0 or sizing.offload:
+        say(sizing.reason)
+    return sizing
 
 
 def _attempt(config: FinetuneConfig, store: TokenStore, sizing: Sizing) -> float | None:
@@ -77,7 +79,7 @@ def _attempt(config: FinetuneConfig, store: TokenStore, sizing: Sizing) -> float
         batch_size=sizing.batch_size,
         global_batch=sizing.batch_size * config.processes,
         zero_stage=config.zero_stage,
-        gradient_checkpointing=sizing.gradient_checkpointing,
+        checkpointed_layers=sizing.checkpointed_layers,
         offload=sizing.offload,
         is_trial=True,
     )
@@ -152,7 +154,7 @@ def _job(
         batch_size=sizing.batch_size,
         global_batch=about.get("global_batch", batches),
         zero_stage=config.zero_stage,
-        gradient_checkpointing=sizing.gradient_checkpointing,
+        checkpointed_layers=sizing.checkpointed_layers,
         offload=sizing.offload,
         checkpoint=found.name if found else "",
     )
@@ -171,9 +173,10 @@ def _sizing(config: FinetuneConfig, run_folder: RunFolder) -> Sizing:
     """What was worked out when the run was admitted, unless other sizes are asked for now."""
     record = run_folder.record()
     assert record is not None
+    sizing = Sizing(**record["sizing"])
     if config.batch_size > 0:
-        return Sizing(batch_size=config.batch_size)
-    return Sizing(**record["sizing"])
+        return dataclasses.replace(sizing, batch_size=config.batch_size)
+    return sizing
 
 
 def _refuse_what_cannot_be_trained(config: FinetuneConfig, store: TokenStore) -> None:
@@ -206,6 +209,21 @@ def _refuse_what_cannot_be_trained(config: FinetuneConfig, store: TokenStore) ->
         problems.append(
             f"{name} asks for fp16, which DeepSpeed trains on a GPU alone (got no GPU). "
             "Take precision=bf16 or fp32 here."
+        )
+    if config.optimizer.adam_bits == 8 and config.optimizer.offload == "always":
+        problems.append(
+            "optimizer.adam_bits is of an Adam that can't be in host memory (got 8, with offload "
+            "'always'). Take adam_bits=32, or leave offload out."
+        )
+    if config.kernels.liger and not has_gpu():
+        problems.append(
+            "kernels.liger is made of GPU code (got no GPU). Leave it out here, or try "
+            "kernels.compile."
+        )
+    if config.kernels.compile and config.zero_stage == 3 and config.processes * config.nodes > 1:
+        problems.append(
+            "kernels.compile can't compile layers whose weights are spread (got zero_stage 3 over "
+            f"{config.processes * config.nodes} processes). Take zero_stage 2, or leave it out."
         )
     if not manifest.num_train_contexts:
         problems.append(
