@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from trainer.config import FinetuneConfig, path_on_volume
 from trainer.run_folder import RunFolder
-from trainer.training.plan import TrainingPlan
+from trainer.training.plan import Shortened, TrainingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Job:
     is_trial: bool = False  # only see whether a step fits into memory
     is_trained: bool = False  # only the final model is to be written
     until: int = 0  # stop after this step, and make no final model; 0: train to the end
+    end_by: float = 0.0  # Unix time, by the budget; 0: no limit
+    shortened: Shortened | None = None  # the schedule, by the budget
 
     @property
     def plan(self) -> TrainingPlan:
@@ -40,6 +42,7 @@ class Job:
             shuffle=not config.no_shuffle,
             learn_rate=config.learn_rate,
             warmup_ratio=config.warmup_ratio,
+            shortened=self.shortened,
         )
 
     @property

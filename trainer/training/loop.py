@@ -1,7 +1,7 @@
 """The training loop of one process: batches in, optimizer steps, checkpoints and figures out."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from trainer import events, journal
 from trainer.errors import Interrupted
 from trainer.generation import sample
 from trainer.tokens.store import TokenStore
+from trainer.training import budget
 from trainer.training.batches import Batch, read_ahead, trained_tokens
 from trainer.training.engine import Engine
 from trainer.training.figures import engine_record, finite, say, seed_of
 from trainer.training.job import Job
 from trainer.training.measures import Measures
 from trainer.training.partitions import bring_up_to_date
+from trainer.training.plan import Shortened
 from trainer.training.records import Records
 from trainer.training.saving import Saver
 from trainer.training.skipping import SKIPPED_IN_ROW, BadNumbersError, skipped_line, suspects_of
@@ -38,6 +40,7 @@ class Progress:
     looked_at: int = -1  # the last step at which validation or samples were made
     skipped_in_row: int = 0  # steps whose numbers were not finite, up to now
     went_back: bool = False  # to a checkpoint, because of such steps
+    shortened: Shortened | None = None  # the schedule, by the budget
     records: dict[str, int] = field(default_factory=dict)  # bytes of metrics.jsonl, ...
 
 
@@ -55,8 +58,9 @@ class Loop:
         prompts: list[str],
         tokenizer: Any,
     ) -> None:
-        self.job, self.plan, self.engine, self.store = job, job.plan, engine, store
-        self.end = job.until or job.plan.steps
+        self.job, self.engine, self.store = job, engine, store
+        progress.shortened = job.shortened or progress.shortened
+        self.plan = replace(job.plan, shortened=progress.shortened)
         self.saver, self.stop, self.progress = saver, stop, progress
         self.prompts, self.tokenizer = prompts, tokenizer
         self.first = engine.options.rank == 0
@@ -67,6 +71,10 @@ class Loop:
         self._saved_at = time.monotonic()
         self._warned = False
         self._saved_step = progress.step or -1
+
+    @property
+    def end(self) -> int:
+        return self.job.until or self.plan.steps
 
     def run(self) -> None:
         """Train to the end.
@@ -96,10 +104,13 @@ class Loop:
         self._stop_or_go_on()
         batches = read_ahead(self.store, shares, options.batch_size if options.compile else 0)
         for step in remaining:
+            if step == self.end:
+                break
             began = time.monotonic()
             with self.measures.pace.timing("data"):
                 share = next(batches)
             self._train(step, share, began)
+            self._keep_to_budget()
             self._look()
             if self._is_due(step + 1):
                 self._save()
@@ -181,8 +192,34 @@ class Loop:
             unit="steps",
             loss=line["loss"],
             tokens_per_second=line["tokens_per_second"],
-            remaining_seconds=self.measures.remaining_seconds(done),
+            remaining_seconds=self.measures.remaining_seconds(done, total),
         )
+
+    def _keep_to_budget(self) -> None:
+        """Let the schedule end earlier where the budget would be over before it."""
+        done, end = self.progress.step, self.plan.steps
+        if not self.job.end_by or done == end:
+            return
+        last = end
+        if self.first:  # its clock alone counts
+            last = budget.last_step(
+                done,
+                end,
+                self.plan.whole_steps,
+                left=self.job.end_by - time.time(),
+                measured=self.measures.pace.seconds("step"),
+                remaining_seconds=lambda e: self.measures.remaining_seconds(done, e),
+            )
+        last = int(self.engine.sum_over_processes(last if self.first else 0)[0])
+        if last == end:
+            return
+        self.plan = self.plan.shortened_to(last, begin=done)
+        self.progress.shortened = self.plan.shortened
+        if self.first:
+            say(
+                f"budget: there is time for {last:,} of {self.plan.whole_steps:,} steps. The "
+                "learning rate falls to 0 there, and the model is finished with it."
+            )
 
     def _is_due(self, step: int) -> bool:
         """Whether to save after `step` steps: by count, at the end, or by the clock."""

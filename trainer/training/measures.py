@@ -58,9 +58,9 @@ class Measures:
                 found["peak_share"] = per_second / (self._peak * self._world)
         return found
 
-    def remaining_seconds(self, done: int) -> float:
-        """What is left after `done` steps: steps, validations, samples and checkpoints."""
-        config, total = self._job.config, self._job.plan.steps
+    def remaining_seconds(self, done: int, total: int) -> float:
+        """From `done` steps to `total`: steps, validations, samples and checkpoints."""
+        config = self._job.config
         saves = times_left(config.save_steps, done, total)
         samples = times_left(config.prompt_every or config.save_steps, done, total)
         left = {"step": total - done, "validation": saves, "checkpoint": saves}

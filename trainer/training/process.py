@@ -3,7 +3,7 @@
 Run alone in the step's own process, or as one of several by `trainer.training.launch`.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from trainer.training.partitions import (
     slices_to_fill,
     slices_to_save,
 )
+from trainer.training.plan import Shortened
 from trainer.training.records import cut_back
 from trainer.training.saving import Saver, restore
 from trainer.training.skipping import BadNumbersError
@@ -50,7 +51,7 @@ def train(job: Job, rank: int = 0, world: int = 1) -> dict[str, Any]:
         if rank == 0:
             journal.go_on()
         if not job.is_trained:
-            _train(job, rank, world)
+            job = replace(job, shortened=_train(job, rank, world))
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(
             f"a step does not fit into the GPU's memory (batch_size {job.batch_size}: {error}). "
@@ -88,7 +89,8 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
     return {"peak_gib": peak_gib}
 
 
-def _train(job: Job, rank: int, world: int) -> None:
+def _train(job: Job, rank: int, world: int) -> Shortened | None:
+    """Train to the end; how the schedule was shortened, if it was."""
     join_processes(rank, world)
     options = _options(job, rank, world)
     model, base = _model(job, options.precision)
@@ -112,6 +114,7 @@ def _train(job: Job, rank: int, world: int) -> None:
         Loop(job, engine, store, saver, stop, progress, prompts, tokenizer).run()
     stop.at_once()
     engine.close()
+    return progress.shortened
 
 
 def _gone_back(error: BadNumbersError, job: Job, engine: Engine) -> Progress:
@@ -141,7 +144,10 @@ def _go_to(checkpoint: Path, engine: Engine) -> Progress:
     put_in_place(engine)
     set_optimizer_state(engine, about["optimizer"])
     _say_what_changed(about, engine)
-    return Progress(**{f.name: about[f.name] for f in fields(Progress)})
+    progress = Progress(**{f.name: about[f.name] for f in fields(Progress) if f.name in about})
+    if progress.shortened is not None:
+        progress.shortened = Shortened(*progress.shortened)
+    return progress
 
 
 def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
@@ -214,6 +220,8 @@ def _figures(job: Job) -> dict[str, Any]:
     """What the last checkpoint says of the whole run."""
     about = read_manifest(job.run.checkpoints / name_of(job.plan.steps)).about
     figures = {name: about[name] for name in ("loss", "eval_loss", "tokens")}
+    if job.shortened:
+        figures |= {"steps": job.plan.steps, "steps_planned": job.plan.whole_steps}
     figures["seconds"] = round(about["seconds"], 3)
     figures["tokens_per_second"] = round(about["tokens"] / max(about["seconds"], 1e-9), 1)
     return figures

@@ -26,6 +26,7 @@ from trainer.errors import RequestError, Signalled, StepError
 from trainer.run_folder import RunFolder
 from trainer.tokens.lock import only_one, taken
 from trainer.training.job import Job
+from trainer.training.plan import Shortened
 from trainer.training.records import MEASURED, NAMES
 
 SCRATCH = "verify-resume-"
@@ -153,6 +154,8 @@ def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) 
         checkpointed_layers=newer["checkpointed_layers"],
         checkpoint=name_of(older["step"]),
         until=newer["step"],
+        # The clock decided that, after the older one perhaps.
+        shortened=Shortened(*newer["shortened"]) if newer.get("shortened") else None,
         **sizes,
     )
 

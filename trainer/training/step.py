@@ -6,18 +6,21 @@ Loads no torch before it is clear that there is something to train.
 import dataclasses
 import importlib.metadata
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from trainer import checkpoints, events, journal
-from trainer.checkpoints.folder import clear_parts
+from trainer.checkpoints.folder import clear_parts, name_of
 from trainer.config import FinetuneConfig, path_on_volume
 from trainer.errors import RequestError
 from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore, file_digest
+from trainer.training.budget import end_by
 from trainer.training.job import Job
 from trainer.training.nodes import Group, meet, node_rank
+from trainer.training.plan import Shortened
 from trainer.training.records import cut_back
 from trainer.training.sizing import Sizing, confirmed, has_gpu, size_up
 
@@ -102,6 +105,7 @@ def _train(job: Job, resumed_from: int | None, group: Group | None) -> StepResul
         group.wait_for_first()
         return StepResult(message=f"node {group.rank} of {group.nodes} is done")
     result = {**_result(job), **figures, "resumed_from": resumed_from}
+    result["checkpoint"] = f"{job.config.run_name}/checkpoints/{name_of(result['steps'])}"
     return StepResult(result=result, message=_sentence(result))
 
 
@@ -130,8 +134,11 @@ def _finished(config: FinetuneConfig, run_folder: RunFolder) -> StepResult | Non
 
 def _sentence(result: dict[str, Any]) -> str:
     loss = result.get("loss")
-    return f"{result['final']} after {result['steps']:,} steps" + (
-        "" if loss is None else f", loss {loss:.4f}"
+    planned = result.get("steps_planned")
+    return (
+        f"{result['final']} after {result['steps']:,} steps"
+        + (f" of {planned:,}, by the budget" if planned else "")
+        + ("" if loss is None else f", loss {loss:.4f}")
     )
 
 
@@ -157,6 +164,8 @@ def _job(
         checkpointed_layers=sizing.checkpointed_layers,
         offload=sizing.offload,
         checkpoint=found.name if found else "",
+        end_by=end_by(config, run_folder, time.time()),
+        shortened=Shortened(*about["shortened"]) if about.get("shortened") else None,
     )
     if about and about["step"] == about["looked_at"] == job.plan.steps:
         job = dataclasses.replace(job, is_trained=True)
@@ -279,12 +288,11 @@ def _code(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def _result(job: Job) -> dict[str, Any]:
-    steps = job.plan.steps
+    """What is known of it before it was trained."""
     return {
         "final": f"{job.config.run_name}/final",
-        "steps": steps,
+        "steps": job.plan.steps,
         "batch_size": job.batch_size,
-        "checkpoint": f"{job.config.run_name}/checkpoints/step-{steps:08d}",
     }
 
 
