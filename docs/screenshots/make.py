@@ -13,6 +13,7 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -42,21 +43,18 @@ def main() -> None:
             run(environment, "-m", "flows.cli", "run", *request)
             shoot(f"file://{volume}/{RUN}/report.html", "report", profile, 1750)
             ui = api.removesuffix("/api")
-            shoot(f"{ui}/runs/flow-run/{flow_run_id(api)}", "run", profile, 900)
-            shoot(f"{ui}/artifacts/key/{RUN}-curves", "curves", profile, 900)
+            curves = asked_of(f"{api}/artifacts/{RUN}-curves/latest")
+            shoot(f"{ui}/runs/flow-run/{curves['flow_run_id']}", "run", profile, 620)
+            shoot(f"{ui}/artifacts/artifact/{curves['id']}", "curves", profile, 900)
 
 
 def run(environment: dict[str, str], *words: str) -> None:
     subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=True)
 
 
-def flow_run_id(api: str) -> str:
-    request = urllib.request.Request(
-        f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        (found,) = [run["id"] for run in json.load(answer) if run["name"] == RUN]
-    return found
+def asked_of(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)
 
 
 def shoot(url: str, name: str, profile: str, height: int) -> None:
