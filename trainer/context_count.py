@@ -36,16 +36,20 @@ class ContextCount:
     estimated: bool
 
 
-def count_contexts(config: TokenizeConfig) -> ContextCount:
+def count_contexts(config: TokenizeConfig, sources: "list[Source] | None" = None) -> ContextCount:
     """Count the contexts that the tokenize step makes of `config`, or made.
 
+    Args:
+        config: What is asked for.
+        sources: The dataset's files, where they were listed already.
     Raises:
         RequestError: The dataset is missing, empty or can't be read.
     """
     from trainer.tokens.reference import count_token_contexts, is_token_file
     from trainer.tokens.sources import list_sources
 
-    sources = list_sources(config.volume, config.dataset)
+    if sources is None:
+        sources = list_sources(config.volume, config.dataset)
     if is_token_file(config.dataset):
         count = count_token_contexts(config, sources[0])
         train = round(count * config.train_ratio)

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import TokenizeConfig
 from trainer.context_count import count_contexts
 from trainer.model_shape import ModelShape
 from trainer.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from trainer.tokens.sources import Source
 
 GIB = 1 << 30
 EARLIER_RUNS = 5  # of a kind, the newest: older ones ran on what may be another machine by now
@@ -49,7 +52,10 @@ class PlanFacts:
 
 
 def gather(
-    config: TokenizeConfig, model_config: Mapping[str, Any], num_contexts: int | None = None
+    config: TokenizeConfig,
+    model_config: Mapping[str, Any],
+    num_contexts: int | None = None,
+    sources: "list[Source] | None" = None,
 ) -> PlanFacts:
     """The facts for a request.
 
@@ -57,12 +63,13 @@ def gather(
         config: What the tokenize step would do; `run_name` may be empty.
         model_config: The base model's config.json.
         num_contexts: Of a dataset that is not there; None: count them.
+        sources: The dataset's files, where they were listed already.
     Raises:
         RequestError: The dataset is missing, empty or can't be read.
         ValueError: The model's config.json says too little to plan with.
     """
     volume, shape = Path(config.volume), ModelShape.from_config(model_config)
-    counted = count_contexts(config) if num_contexts is None else None
+    counted = count_contexts(config, sources) if num_contexts is None else None
     return PlanFacts(
         shape=shape,
         num_contexts=counted.num_contexts if counted else num_contexts or 0,

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from trainer.errors import RequestError
-from trainer.tokens.sources import list_sources
+from trainer.tokens.sources import Source, list_sources
 
 _NAMED = 3  # files to name in a message
 
 
-def check_dataset(volume: Path, dataset: str) -> None:
-    """Raise RequestError where `dataset` is missing, empty or without a file of text."""
+def check_dataset(volume: Path, dataset: str) -> list[Source]:
+    """The dataset's files; RequestError where it is missing, empty or without a file of text."""
     sources = list_sources(str(volume), dataset)
     if any(source.size for source in sources):
-        return
+        return sources
     names = [source.path for source in sources[:_NAMED]]
     rest = len(sources) - len(names)
     raise RequestError(

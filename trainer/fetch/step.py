@@ -19,6 +19,7 @@ from trainer.fetch.tensorized import check_tensorized
 from trainer.fetch.tokenizer_folder import count_token_ids
 from trainer.plan_facts import gather
 from trainer.steps import StepResult
+from trainer.tokens.sources import Source
 
 
 @dataclass
@@ -53,14 +54,14 @@ def run(config: FetchConfig) -> StepResult:
     # As path_on_volume has it: a volume may be named by a link or a relative path.
     config = dataclasses.replace(config, volume=str(Path(config.volume).resolve()))
     check_volume(Path(config.volume), touch=not config.check_only)
-    folders = _check_what_is_there(config)
+    folders, sources = _check_what_is_there(config)
     if config.check_only:
         return StepResult(message="the request can be run")
     # A download takes long: it is begun only when nothing else is wrong.
     downloaded = [_download(config, parameter, folders) for parameter in _asked(config)]
     result = _result(config, _check_model(config, folders), folders, any(downloaded))
     if config.for_plan:
-        result.result["plan_facts"] = _plan_facts(config, folders)
+        result.result["plan_facts"] = _plan_facts(config, folders, sources)
     return result
 
 
@@ -68,12 +69,14 @@ def _asked(config: FetchConfig) -> list[str]:
     return ["model", "tokenizer"] if config.tokenizer else ["model"]
 
 
-def _check_what_is_there(config: FetchConfig) -> Folders:
-    """Everything that needs no download; returns the folders that are on the volume."""
-    problems, folders = Problems(), Folders()
-    for check in (check_run_name, check_earlier_run, _check_files):
+def _check_what_is_there(config: FetchConfig) -> tuple[Folders, list[Source]]:
+    """Everything that needs no download; the folders that are on the volume, and the dataset."""
+    problems, folders, sources = Problems(), Folders(), []
+    for check in (check_run_name, check_earlier_run, _check_prompt_file):
         with problems.collected():
             check(config)
+    with problems.collected():
+        sources = check_dataset(Path(config.volume), config.dataset)
     for parameter in _asked(config):
         with problems.collected():
             if folder := _on_volume(config, parameter):
@@ -82,21 +85,16 @@ def _check_what_is_there(config: FetchConfig) -> Folders:
         with problems.collected():
             _check_model(config, folders)
     problems.refuse()
-    return folders
+    return folders, sources
 
 
-def _check_files(config: FetchConfig) -> None:
-    problems = Problems()
-    with problems.collected():
-        check_dataset(Path(config.volume), config.dataset)
-    if config.prompt_file:
-        with problems.collected():
-            if not path_on_volume(config.volume, "prompt_file", config.prompt_file).is_file():
-                raise RequestError(
-                    f"prompt_file is not there (got {config.prompt_file!r}). It is a text file on "
-                    "the volume with one prompt a line. Correct it, or leave it empty."
-                )
-    problems.refuse()
+def _check_prompt_file(config: FetchConfig) -> None:
+    name = config.prompt_file
+    if name and not path_on_volume(config.volume, "prompt_file", name).is_file():
+        raise RequestError(
+            f"prompt_file is not there (got {name!r}). It is a text file on the volume with one "
+            "prompt a line. Correct it, or leave it empty."
+        )
 
 
 def _on_volume(config: FetchConfig, parameter: str) -> Path | None:
@@ -186,7 +184,7 @@ def _limits(config: FetchConfig, facts: ModelFacts, ids: int | None, tokenizer: 
     return problems
 
 
-def _plan_facts(config: FetchConfig, folders: Folders) -> dict[str, Any]:
+def _plan_facts(config: FetchConfig, folders: Folders, sources: list[Source]) -> dict[str, Any]:
     """What a plan of the request is made from."""
     model_config = json.loads((folders["model"] / "config.json").read_text(encoding="utf-8"))
     names = [f.name for f in dataclasses.fields(TokenizeConfig) if f.name in config.request]  # type: ignore[arg-type]
@@ -194,7 +192,7 @@ def _plan_facts(config: FetchConfig, folders: Folders) -> dict[str, Any]:
     places = {name: str(folder.relative_to(config.volume)) for name, folder in folders.items()}
     asked |= {**places, "volume": config.volume, "run_name": config.run_name}
     try:
-        return gather(TokenizeConfig(**asked), model_config).to_dict()
+        return gather(TokenizeConfig(**asked), model_config, sources=sources).to_dict()
     except ValueError as error:
         raise RequestError(
             f"model can't be planned with (got {config.model!r}): {error}"
