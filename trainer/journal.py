@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from trainer.outcome import writer_name
 from trainer.run_folder import RunFolder
 
 HEARTBEAT_SECONDS = 5.0
@@ -101,7 +102,7 @@ class Journal:
             # A full volume must not end a step for the sake of its journal.
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(exist_ok=True)
-                beside = self._path.with_suffix(f".{os.getpid()}")
+                beside = self._path.with_suffix(f".{writer_name()}")
                 beside.write_text(json.dumps(self._record), encoding="utf-8")
                 beside.replace(self._path)
 

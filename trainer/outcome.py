@@ -48,10 +48,21 @@ class Outcome:
             raise ValueError(f"not an outcome: {text[:200]!r}") from error
 
 
+_MADE = os.urandom(4).hex()
+
+
+def writer_name() -> str:
+    """A name for what this process writes beside its place.
+
+    On a cluster processes of several pods write to one volume, each as process 1.
+    """
+    return f"{os.getpid()}-{_MADE}"
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write `path` so that it is there whole or not at all, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{writer_name()}")
     with open(beside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

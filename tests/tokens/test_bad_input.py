@@ -11,6 +11,7 @@ from tests.tokens.conftest import Volume
 from tests.tokens.models import EOT, byte_level, save
 from tests.tokens.prose import story
 from trainer.errors import RequestError, StepError
+from trainer.outcome import writer_name
 from trainer.tokens import making
 from trainer.tokens.documents import whole_part
 from trainer.tokens.sources import list_sources
@@ -177,7 +178,7 @@ def test_a_full_volume_is_said_to_be_full(volume: Volume):
     volume.write({"a.txt": "a"})
     volume.run()
     pieces = next(volume.root.glob("cache/tokens/pieces/*"))
-    os.symlink("/dev/full", pieces / f".{os.getpid()}")
+    os.symlink("/dev/full", pieces / f".{writer_name()}")
     volume.write({"a.txt": story(1, 300_000)})
     with pytest.raises(RequestError, match="volume can't be written"):
         volume.run()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from trainer.errors import StepError
-from trainer.outcome import write_atomically
+from trainer.outcome import write_atomically, writer_name
 from trainer.tokens.documents import whole_part
 from trainer.tokens.progress import Progress
 from trainer.tokens.reading import valid_blocks, without_mark
@@ -129,7 +129,7 @@ class Reading:
 
     def _digest(self, source: Source) -> str:
         digest = hashlib.sha256()
-        beside = self.copies / f".{os.getpid()}-{threading.get_ident()}"
+        beside = self.copies / f".{writer_name()}-{threading.get_ident()}"
         with open(beside, "wb") if source.remote else contextlib.nullcontext() as copy:
             blocks = self._blocks(source, digest, copy)
             part = whole_part(source, "", self.text_field)

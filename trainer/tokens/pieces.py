@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trainer.outcome import writer_name
 from trainer.tokens.documents import Part
 
 MAGIC = b"TOKPIECE"
@@ -91,7 +92,7 @@ class PieceWriter:
         self.num_ids = self._checksum = 0
         self._continues = self._unfinished = False
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._beside = path.parent.parent / f".{os.getpid()}"
+        self._beside = path.parent.parent / f".{writer_name()}"
         self._file = open(self._beside, "wb")  # noqa: SIM115 - closed by close() and __exit__()
 
     def __enter__(self) -> "PieceWriter":
