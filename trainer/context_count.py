@@ -126,7 +126,7 @@ def _beginning(source: "Source", config: TokenizeConfig) -> tuple[float, list[by
     parts = list(plan_parts(source, "", config.text_field, True))
     texts: list[bytes] = []
     taken = 0
-    for text in read_texts(parts[0]):
+    for text in read_texts(parts[0], checked=False):
         if text is None:  # a blank line
             continue
         texts.append(text.text)

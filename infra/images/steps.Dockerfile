@@ -12,6 +12,7 @@ COPY requirements.lock .
 # What trainer/ imports, and what its dependencies load by name; versions are the lock's.
 RUN pip install --no-cache-dir --constraint requirements.lock \
     annotated-types \
+    bitsandbytes \
     boto3 \
     deepspeed \
     fastapi \
@@ -21,6 +22,7 @@ RUN pip install --no-cache-dir --constraint requirements.lock \
     huggingface_hub \
     jinja2 \
     kserve \
+    liger-kernel==0.8.5 \
     ninja \
     numpy \
     peft \

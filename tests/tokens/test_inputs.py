@@ -13,7 +13,7 @@ from tests.object_store import s3_server
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.prose import story
 from trainer.errors import RequestError, StepError
-from trainer.tokens import digests, reading
+from trainer.tokens import digests, pieces, reading
 from trainer.tokens.sources import open_source
 
 STORIES = [story(at, 1_500) for at in range(5)] + ["", "last, without a newline"]
@@ -121,6 +121,26 @@ def test_files_on_any_file_system_by_url(volume: Volume):
     assert texts(store) == wanted
     again = volume.run(dataset=f"file://{volume.root}/tales")
     assert again.reused
+
+
+@pytest.mark.parametrize("train_ratio", [1.0, 0.8])
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz"])
+def test_a_long_compressed_file_is_read_in_parts(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, name: str, train_ratio: float
+):
+    lines = [json.dumps({"text": story(seed, 400)}) for seed in range(60)]
+    text = "\n".join(lines) if "jsonl" in name else story(1, 30_000)
+    given = {"files": {name: gzip.compress(text.encode())}, "train_ratio": train_ratio}
+    whole = volume.store(**given)
+    expected, ledger = (whole.folder / "tokens.bin").read_bytes(), whole.manifest
+    monkeypatch.setattr(pieces, "WHOLE_BYTES", 2_000)
+    monkeypatch.setattr(pieces, "PART_IDS", 500)
+    made = []
+    monkeypatch.setattr(pieces, "_parts_of", lambda r, of=pieces._parts_of: made.append(r) or of(r))
+    parts = volume.store(**given, retokenize=True)
+    assert made
+    assert (parts.folder / "tokens.bin").read_bytes() == expected
+    assert parts.manifest == ledger
 
 
 # --- S3, as a real server on loopback ---------------------------------------------------

@@ -24,6 +24,8 @@ class Tally:
 
     def begin_file(self, file: int, position: int) -> None:
         """Say that the stream's ids from `position` on are of `file`."""
+        if self._files and self._files[-1] == file:
+            return  # it goes on: a context over the seam is one
         if self._starts and self._starts[-1] == position:
             self._files[-1] = file  # the file before has none
         else:

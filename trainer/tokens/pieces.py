@@ -11,13 +11,15 @@ The trailer is written last, and a piece appears by rename: one that is there an
 in MAGIC is whole. What a power cut leaves of it is told by the checksum.
 """
 
+import errno
 import hashlib
 import json
 import os
 import struct
 import zlib
 from array import array
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,10 @@ MAGIC = b"TOKPIECE"
 PIECE_DOCUMENT = np.dtype([("tokens", "<u8"), ("hash", "<u8"), ("number", "<u8"), ("bytes", "<u8")])
 """`tokens` with the end-of-text, `bytes` of text; `number` 0: continues the piece before."""
 _TRAILER = struct.Struct("<I8s")
+WHOLE_BYTES = 32 << 20
+"""A piece of so much is read at once; only those of compressed and remote files are longer."""
+PART_IDS = 1 << 22
+"""Of a longer one, in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,28 +63,95 @@ class LoadedPiece(NamedTuple):
     """Of its documents, PIECE_DOCUMENT."""
 
 
-def load_piece(path: str) -> LoadedPiece | None:
-    """The piece at `path`, or None where there is no whole one, every byte looked at."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            content = file.read()
-        length, magic = _TRAILER.unpack(content[-_TRAILER.size :])
-        end = len(content) - _TRAILER.size - length
-        if magic != MAGIC or end < 0:
-            return None
-        facts = PieceFacts(**json.loads(content[end : -_TRAILER.size]))
-    except (OSError, ValueError, TypeError, struct.error):
-        return None
-    body = memoryview(content)[:end]
+def is_whole(path: str) -> bool:
+    """Whether there is a whole piece at `path`; every byte is looked at."""
+    return _read(path, body=False) is not None
+
+
+def load_parts(path: str) -> Iterator[LoadedPiece]:
+    """The piece at `path`; that of a long compressed file in parts, as if it were several.
+
+    What is counted once comes with the last of them, the text's length with the first.
+
+    Raises:
+        FileNotFoundError: There is no whole piece, every byte looked at.
+    """
+    read = _read(path, body=True)
+    if read is None:
+        raise FileNotFoundError(errno.ENOENT, "cached tokens are gone", path)
+    facts, body = read
     dtype = np.dtype(facts.dtype)
     split = facts.num_ids * dtype.itemsize
-    if end != split + facts.num_documents * PIECE_DOCUMENT.itemsize:
+    if body is not None:
+        ids = np.frombuffer(body[:split], dtype)
+        yield LoadedPiece(facts, ids, np.frombuffer(body[split:], PIECE_DOCUMENT))
+        return
+    with open(path, "rb") as file:
+        file.seek(split)
+        records = np.fromfile(file, PIECE_DOCUMENT, facts.num_documents)
+        file.seek(0)
+        parts = list(_parts_of(records))
+        for number, part in enumerate(parts):
+            first, last = number == 0, number + 1 == len(parts)
+            yield LoadedPiece(
+                replace(
+                    facts,
+                    documents=facts.documents if last else 0,
+                    empty=facts.empty if last else 0,
+                    blank_lines=facts.blank_lines if last else 0,
+                    text_bytes=facts.text_bytes if first else 0,
+                    unfinished=facts.unfinished or (len(records) == 1 and not last),
+                ),
+                np.fromfile(file, dtype, int(part["tokens"].sum())),
+                part,
+            )
+
+
+def _parts_of(records: np.ndarray) -> Iterator[np.ndarray]:
+    """The records, so many at a time that their ids fit into memory; a single one is cut."""
+    if len(records) == 1:
+        left = int(records["tokens"][0])
+        while left > 0:
+            part = records.copy()
+            part["tokens"] = min(left, PART_IDS)
+            left -= PART_IDS
+            yield part
+        return
+    ends = np.cumsum(records["tokens"].astype(np.int64))
+    begin = before = 0
+    while begin < len(records):
+        end = max(begin + 1, int(np.searchsorted(ends, before + PART_IDS, side="right")))
+        yield records[begin:end]
+        begin, before = end, int(ends[end - 1])
+
+
+def _read(path: str, body: bool) -> tuple[PieceFacts, memoryview | None] | None:
+    """A whole piece's footer, and what is before it if that is short and `body`; else None."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            tail = max(0, size - WHOLE_BYTES)
+            file.seek(tail)
+            content = file.read(WHOLE_BYTES)
+            length, magic = _TRAILER.unpack(content[-_TRAILER.size :])
+            end = size - _TRAILER.size - length
+            if magic != MAGIC or end < tail:
+                return None
+            facts = PieceFacts(**json.loads(content[end - tail : -_TRAILER.size]))
+            itemsize = np.dtype(facts.dtype).itemsize
+            if end != facts.num_ids * itemsize + facts.num_documents * PIECE_DOCUMENT.itemsize:
+                return None
+            checksum = 0
+            if tail:
+                file.seek(0)
+                while (at := file.tell()) < tail:
+                    checksum = zlib.crc32(file.read(min(1 << 20, tail - at)), checksum)
+    except (OSError, ValueError, TypeError, struct.error):
         return None
-    if zlib.crc32(body) != facts.checksum:
+    rest = memoryview(content)[: end - tail]
+    if zlib.crc32(rest, checksum) != facts.checksum:
         return None
-    return LoadedPiece(
-        facts, np.frombuffer(body[:split], dtype), np.frombuffer(body[split:], PIECE_DOCUMENT)
-    )
+    return facts, rest if body and not tail else None
 
 
 class PieceWriter:

@@ -21,9 +21,12 @@ _ZSTD_BLOCK_BYTES = 1 << 14
 """Small: what one block decompresses to is in memory at once."""
 
 
-def read_texts(part: Part) -> Iterator[Text | None]:
+def read_texts(part: Part, checked: bool = True) -> Iterator[Text | None]:
     """The documents of `part` in order; None stands for a blank line of JSONL.
 
+    Args:
+        part: What to read.
+        checked: Whether plain text was found to be UTF-8 when its digest was taken.
     Raises:
         RequestError: The text is not what its name says; file and place are named.
         StepError: The file can't be read; it is named.
@@ -34,7 +37,7 @@ def read_texts(part: Part) -> Iterator[Text | None]:
                 yield from parquet_texts(file, part)
                 return
             blocks = _blocks(file, part)
-            if part.compression:  # other text was looked at for its digest
+            if part.compression or not checked:
                 blocks = valid_blocks(blocks, part)
             blocks = without_mark(blocks, part)
             yield from (jsonl_texts if part.kind == "jsonl" else _text)(blocks, part)

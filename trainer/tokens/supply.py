@@ -4,7 +4,6 @@ Which ones are missing is found out as the crew needs work, so that nothing wait
 whole corpus to be looked at, and the first pieces are packed while others are made.
 """
 
-import errno
 import itertools
 from collections.abc import Iterator
 
@@ -14,7 +13,7 @@ from trainer.tokens.documents import Part
 from trainer.tokens.encoder import Proof
 from trainer.tokens.encoding import Work, pieces_folder, recipe
 from trainer.tokens.parts import plan_parts
-from trainer.tokens.pieces import LoadedPiece, load_piece, piece_path
+from trainer.tokens.pieces import LoadedPiece, is_whole, load_parts, piece_path
 from trainer.tokens.progress import Progress
 from trainer.tokens.worker import PieceMaker
 
@@ -60,11 +59,7 @@ class Supply:
                 self._collect(wait=True)
             if at == len(self._paths[index]):
                 return
-            path = self._paths[index][at]
-            piece = load_piece(path)
-            if not piece:
-                raise FileNotFoundError(errno.ENOENT, "cached tokens are gone", path)
-            yield piece
+            yield from load_parts(self._paths[index][at])
             at += 1
 
     def _is_made(self, index: int, at: int) -> bool:
@@ -104,9 +99,7 @@ class Supply:
                 last = at + 1 == len(parts)
                 size = source.size * (part.stop - part.start) // max(1, part.whole)
                 # A copy of a file that is being made needs no second piece.
-                wanted = path not in self._missing and (
-                    config.retokenize or load_piece(path) is None
-                )
+                wanted = path not in self._missing and (config.retokenize or not is_whole(path))
                 if wanted:
                     self._missing[path] = size
                 else:
