@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
@@ -86,9 +87,11 @@ def deploy(cluster: Cluster) -> Callable[..., Outcome]:
 
 
 def reachable(cluster: Cluster, url: str) -> Address:
-    """An address of the cluster as this machine reaches it."""
-    for name, place in cluster.node.hosts.items():
-        url = url.replace(name, place)
+    """An address of the cluster as this machine reaches it, once its name is known there."""
+    name, hosts = urlsplit(url).netloc, cluster.node.hosts
+    if name.endswith(".svc"):
+        cluster.wait_for(lambda: name in hosts)
+        url = url.replace(name, hosts[name])
     return Address(url)
 
 
