@@ -202,7 +202,7 @@ def _ended_with_us(
     """Hand on what interrupts us: Ctrl-C stops the trials after saving, SIGTERM leaves steps."""
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # whatever ends us: no trial is left that nobody waits for
         interrupted = isinstance(error, KeyboardInterrupt)
         for _, process in running.values():
             if process.poll() is None:

@@ -189,7 +189,7 @@ def meet(nodes: int) -> Iterator[Group]:
     try:
         group.wait_for_all()
         yield group
-    except BaseException as error:
+    except BaseException as error:  # a signal, too: the other nodes are told
         said = str(error).splitlines()
         group.leave(said[0] if said else type(error).__name__)
         raise
