@@ -1,9 +1,10 @@
-"""Training speed against a bare torch loop and transformers' Trainer, in one process.
+"""Training speed against a bare torch loop and transformers' Trainer, each a process of its own.
 
-Run: `python -m benchmarks.training --trainer [--steps 6] [--rounds 3] [--width 384] [--layers 8]`.
-The contenders take turns on the same model, batches and dtype; what is printed is each one's
-time for a step, best of all rounds, and ratios of tokens per second. Trainer's start-up does
-not count: its steps are timed by its callbacks, from the end of one to the end of the next.
+Run: `python -m benchmarks.training [--steps 8] [--rounds 3] [--width 512] [--layers 6]`.
+The contenders take turns on the same model, batches and dtype: the loop that anyone would
+write first; Trainer; and a run of ours, `python -m trainer finetune`, with everything that
+belongs to a step (data, measures, records, TensorBoard). Printed are each one's median and best
+time for a step over all rounds, without the first steps of a round, and ratios of speed.
 Also compares loss curves with Trainer's, for three architectures (`--curves`).
 """
 
@@ -11,12 +12,17 @@ import argparse
 import json
 import os
 import platform
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +34,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tests.training.volume import make_tokenizer, write_store
 from trainer.models import gptj
 from trainer.training.engine import Engine, EngineOptions
 from trainer.training.plan import TrainingPlan
@@ -116,8 +123,8 @@ def bare(model: Any) -> Callable[[list[torch.Tensor], float], float]:
     return step
 
 
-def ours(model: Any, stage: int) -> Callable[[list[torch.Tensor], float], float]:
-    options = EngineOptions(rank=0, world=1, batch_size=BATCH, zero_stage=stage, precision="fp32")
+def ours(model: Any) -> Callable[[list[torch.Tensor], float], float]:
+    options = EngineOptions(rank=0, world=1, batch_size=BATCH, zero_stage=0, precision="fp32")
     engine = Engine(model, options)
 
     def step(batches: list[torch.Tensor], rate: float) -> float:
@@ -133,8 +140,8 @@ def ours(model: Any, stage: int) -> Callable[[list[torch.Tensor], float], float]
     return step
 
 
-def trainer_run(model: Any, batches: list[list[torch.Tensor]]) -> tuple[list[float], float]:
-    """Losses of transformers' Trainer on the same batches, and seconds of its fastest step."""
+def trainer_run(model: Any, batches: list[list[torch.Tensor]]) -> tuple[list[float], list[float]]:
+    """Losses of transformers' Trainer on the same batches, and seconds of its steps."""
     rows = [row for step in batches for ids in step for row in ids]
     examples = [{"input_ids": row, "labels": row} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +163,7 @@ def trainer_run(model: Any, batches: list[list[torch.Tensor]]) -> tuple[list[flo
         trainer = _InOrder(model=model, args=arguments, train_dataset=examples, callbacks=[clock])
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return losses, min(after - before for before, after in pairwise(clock.ends))
+    return losses, [after - before for before, after in pairwise(clock.ends)]
 
 
 class _Clock(TrainerCallback):
@@ -176,36 +183,66 @@ class _InOrder(Trainer):
         self.state.log_history.append({**logs, "step": self.state.global_step})
 
 
-def compare_speed(args: argparse.Namespace) -> dict[str, Any]:
-    makers = {
-        "bare": lambda: bare(make_model("gptj", args.width, args.layers, args.context)),
-        **{
-            f"stage {stage}": lambda stage=stage: ours(
-                make_model("gptj", args.width, args.layers, args.context), stage
-            )
-            for stage in args.stages
-        },
-    }
+def steps_alone(args: argparse.Namespace) -> list[float]:
+    """Seconds of each step of the contender that this process is."""
     batches = make_batches(args.steps, args.context)
-    contenders = {name: make() for name, make in makers.items()}
-    best = dict.fromkeys(contenders, float("inf"))
-    for step in contenders.values():
-        step(batches[0], 0.0)
-    theirs = make_model("gptj", args.width, args.layers, args.context) if args.trainer else None
+    model = make_model("gptj", args.width, args.layers, args.context)
+    if args.alone == "Trainer":
+        return trainer_run(model, batches)[1]
+    step, seconds = bare(model), []
+    for ids in batches:
+        began = time.perf_counter()
+        step(ids, RATE)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def steps_of_a_run(args: argparse.Namespace) -> list[float]:
+    """Seconds of each step of a run of ours, by what it says of itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        volume = Path(folder)
+        make_model("gptj", args.width, args.layers, args.context).save_pretrained(volume / "model")
+        make_tokenizer().save_pretrained(volume / "model")
+        ids = torch.cat([ids for step in make_batches(args.steps, args.context) for ids in step])
+        lengths = np.full(len(ids), args.context, dtype="<u4")
+        write_store(volume / "tokens" / "random", ids.numpy().astype("<u2"), lengths, len(ids))
+        config = {
+            "volume": str(volume),
+            "run_name": "run",
+            "model": "model",
+            "tokens": "tokens/random",
+            "batch_size": BATCH,
+            "gradients": GRADIENTS,
+            "learn_rate": RATE,
+            "save_steps": 0,
+            "zero_stage": 0,
+        }
+        (volume / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        command = [sys.executable, "-m", "trainer", "finetune", str(volume / "config.json")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in (volume / "run/metrics.jsonl").open()]
+    ends = [line["seconds"] for line in lines if "loss" in line]
+    return [after - before for before, after in pairwise(ends)]
+
+
+def compare_speed(args: argparse.Namespace) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare", "Trainer", "ours")}
+    options = ["steps", "width", "layers", "context"]
+    sizes = [word for name in options for word in (f"--{name}", str(getattr(args, name)))]
     for _ in range(args.rounds):
-        if theirs is not None:
-            seconds = trainer_run(theirs, batches)[1]
-            best["Trainer"] = min(best.get("Trainer", float("inf")), seconds)
-        for ids in batches:
-            for name, step in contenders.items():
-                began = time.perf_counter()
-                step(ids, RATE)
-                best[name] = min(best[name], time.perf_counter() - began)
-    return {
-        "parameters": sum(p.numel() for p in theirs.parameters()) if theirs is not None else None,
-        "seconds_per_step": {name: round(value, 4) for name, value in best.items()},
-        "speed_of_bare": {name: round(best["bare"] / value, 3) for name, value in best.items()},
-    }
+        for name in ("bare", "Trainer"):
+            command = [sys.executable, "-m", "benchmarks.training", "--alone", name, *sizes]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            seconds[name] += json.loads(done.stdout.splitlines()[-1])
+        seconds["ours"] += steps_of_a_run(args)
+    model = make_model("gptj", args.width, args.layers, args.context)
+    found = {"parameters": sum(p.numel() for p in model.parameters())}
+    for how, figure in (("median", statistics.median), ("best", min)):
+        taken = {name: figure(values) for name, values in seconds.items()}
+        found[f"{how}_seconds"] = {name: round(value, 4) for name, value in taken.items()}
+        ratios = {f"over {name}": taken[name] / taken["ours"] for name in ("bare", "Trainer")}
+        found[f"{how}_speed"] = {name: round(value, 3) for name, value in ratios.items()}
+    return found
 
 
 def compare_curves(args: argparse.Namespace) -> dict[str, Any]:
@@ -216,7 +253,7 @@ def compare_curves(args: argparse.Namespace) -> dict[str, Any]:
         theirs, _ = trainer_run(
             make_model(architecture, args.width, args.layers, args.context), batches
         )
-        step = ours(make_model(architecture, args.width, args.layers, args.context), 0)
+        step = ours(make_model(architecture, args.width, args.layers, args.context))
         losses = [step(ids, plan.learning_rate(n)) for n, ids in enumerate(batches)]
         found[architecture] = max(abs(a - b) for a, b in zip(losses, theirs, strict=True))
     return {"largest_difference": found, "steps": args.steps}
@@ -224,15 +261,17 @@ def compare_curves(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--stages", type=int, nargs="*", default=[0, 3])
-    parser.add_argument("--trainer", action="store_true", help="also time transformers' Trainer")
     parser.add_argument("--curves", action="store_true", help="compare losses instead of speed")
+    parser.add_argument("--alone", choices=("bare", "Trainer"), help="be that one, print its steps")
     args = parser.parse_args()
+    if args.alone:
+        print(json.dumps(steps_alone(args)))
+        return
     result = compare_curves(args) if args.curves else compare_speed(args)
     machine = {
         "cores": os.cpu_count(),

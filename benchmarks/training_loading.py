@@ -3,9 +3,13 @@
 Run: `python -m benchmarks.training_loading [--width 1024] [--layers 8]`. Starts the training
 processes of a node, has them build their engine and fill it with the base model's weights, and
 adds up what they hold (proportional set size, mapped files with it) every few milliseconds.
-Printed over the size of the weights on disk, less what the processes held before: `peak`;
-`stays`, what they hold when all is there; `loading`, the peak without Adam's moments, which
-are made meanwhile. "whole" loads the model into each process, "own part" is what training does.
+Printed over the size of the weights on disk, less what the processes held before: `model`, the
+peak until the model is made, before it is split; `peak` of all; `stays`, what training goes on
+to hold (weights, their fp32 copies, gradients' and Adam's numbers: with a GPU most of it is
+there); `loading`, the weights and what the peak was above `stays`. Aims: `model` and `loading`
+at most 1.2. "whole" loads the model into each process, "first alone" into the first one, which
+hands it on (what training does where the weights are not the model's own safetensors), "own
+part" is what training does otherwise.
 """
 
 import argparse
@@ -21,13 +25,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.training import make_model
-from trainer.training.engine import DTYPES
 
 CHILD = """
 import sys
 from pathlib import Path
-folder, rank, world, stage, precision, before = sys.argv[1:]
+folder, rank, world, stage, precision, way = sys.argv[1:]
 import torch
+from trainer import host_memory
 from trainer.models import load_base
 from trainer.training.base import weights_for
 from trainer.training.engine import DTYPES, Engine, EngineOptions, join_processes
@@ -38,16 +42,19 @@ import_deepspeed()
 join_processes(int(rank), int(world))
 print("ready", flush=True)
 sys.stdin.readline()
-ways = {"filled_later": before != "whole", "dtype": DTYPES[precision]}
-model = load_base(Path(folder), **ways)
-weights = None if before == "whole" else weights_for(model, Path(folder))
-options = EngineOptions(rank=int(rank), world=int(world), batch_size=1, zero_stage=int(stage),
-                        precision=precision)
-engine = Engine(model, options)
-slices = slices_to_fill(engine)
-if weights is not None:
-    restore(slices, weights, ("weight",))
-    put_in_place(engine)
+later = way == "own part" or (way == "first alone" and rank != "0")
+with host_memory.given_back():
+    model = load_base(Path(folder), filled_later=later, dtype=DTYPES[precision])
+    weights = weights_for(model, Path(folder)) if way == "own part" else None
+    print("made", flush=True)
+    sys.stdin.readline()
+    options = EngineOptions(rank=int(rank), world=int(world), batch_size=1, zero_stage=int(stage),
+                            precision=precision)
+    engine = Engine(model, options)
+    slices = slices_to_fill(engine)
+    if weights is not None:
+        restore(slices, weights, ("weight",))
+        put_in_place(engine)
 print("loaded", flush=True)
 sys.stdin.readline()
 """
@@ -67,8 +74,6 @@ def measure(folder: Path, world: int, stage: int, precision: str, way: str) -> d
         meet = {
             "FINETUNE_RENDEZVOUS": f"file://{meeting}/store",
             "GLOO_SOCKET_IFNAME": "lo",
-            # What is freed goes back to the system at once, as from 32 MiB on it always does.
-            "MALLOC_MMAP_THRESHOLD_": "65536",
         }
         processes = [
             subprocess.Popen(
@@ -84,23 +89,25 @@ def measure(folder: Path, world: int, stage: int, precision: str, way: str) -> d
             for process in processes:
                 _wait_for(process, "ready")
             before = held_bytes(processes)
-            peak, stays = _watch(processes)
+            made, _ = _watch(processes, "made")
+            peak, stays = _watch(processes, "loaded")
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-    moments = 8 * size / DTYPES[precision].itemsize
-    found = {"peak": peak, "stays": stays, "loading": peak - moments}
-    return {name: round((held - before) / size, 3) for name, held in found.items()}
+    peak = max(made, peak)
+    found = {"model": made - before, "peak": peak - before, "stays": stays - before}
+    found["loading"] = size + peak - stays
+    return {name: round(held / size, 3) for name, held in found.items()}
 
 
-def _watch(processes: list[subprocess.Popen[str]]) -> tuple[int, int]:
-    """Bytes held at the most until all have loaded, and then."""
+def _watch(processes: list[subprocess.Popen[str]], word: str) -> tuple[int, int]:
+    """Bytes held at the most until all say `word`, and then."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    waiting = [threading.Thread(target=_wait_for, args=(p, "loaded")) for p in processes]
+    waiting = [threading.Thread(target=_wait_for, args=(p, word)) for p in processes]
     for thread in waiting:
         thread.start()
     peak = 0
@@ -130,7 +137,7 @@ def main() -> None:
             model.save_pretrained(name)
             del model
             for world, stage in ((1, 0 if precision == "fp32" else 1), (2, 3)):
-                for way in ("whole", "own part"):
+                for way in ("whole", "first alone", "own part") if world > 1 else ("own part",):
                     found = measure(Path(name), world, stage, precision, way)
                     about = {"precision": precision, "processes": world, "zero_stage": stage}
                     print(json.dumps({**about, "way": way, **found}), flush=True)

@@ -113,7 +113,7 @@ def add_tokens(volume: Path, num_ids: int, first: int = VOCABULARY) -> None:
     """Have the store use ids beyond the model's own vocabulary, and say where they are from."""
     folder = volume / "tokens" / "tiny"
     manifest = json.loads((folder / "manifest.json").read_text())
-    ids = np.fromfile(folder / "tokens.bin", dtype=f"<{manifest['dtype'].replace('uint', 'u')[0]}4")
+    ids = np.fromfile(folder / "tokens.bin", dtype=manifest["dtype"])
     ids[1::4] = num_ids - 1
     (folder / "tokens.bin").write_bytes(ids.tobytes())
     new = [first, *range(VOCABULARY + 1, num_ids)]
@@ -145,6 +145,21 @@ def test_added_tokens_get_embeddings_that_are_trained(tmp_path: Path) -> None:
     assert not torch.equal(*rows)
     losses = [x["eval_loss"] for x in read_lines(runs[0] / "metrics.jsonl") if "eval_loss" in x]
     assert losses[-1] < losses[0]
+
+
+def test_first_process_hands_weights_on_that_are_not_read_in_parts(tmp_path: Path) -> None:
+    volume, num_ids = make_volume(tmp_path / "volume", contexts=8), VOCABULARY + 3
+    add_tokens(volume, num_ids)
+    first = []
+    for processes, stage, adapters in ((1, 0, False), (2, 3, False), (2, 1, False), (2, 3, True)):
+        name = f"{processes}-{stage}-{adapters}".lower()
+        config = make_config(volume, run_name=name, request={}, epochs=1, save_steps=0)
+        config |= {"processes": processes, "zero_stage": stage, "batch_size": 2 // processes}
+        if adapters:
+            config["lora"] = {"rank": 2, "target_modules": []}
+        assert run_step("finetune", config) == 0, log_of(config)
+        first.append(read_lines(volume / name / "metrics.jsonl")[0]["loss"])
+    assert first[1:] == pytest.approx([first[0]] * 3, abs=1e-5)
 
 
 def test_ids_that_no_added_token_explains_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ answers with one; it ends when its socket does, so none outlives its parent.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer import host_memory
 from trainer.errors import RequestError, StepError
 from trainer.tokens.cuts import PIECE_BYTES
 from trainer.tokens.documents import Part, Text, whole_part
@@ -213,19 +213,6 @@ def read_tokenizer(path: str) -> str:
     return json.loads(Path(path).read_text(encoding="utf-8"))["tokenizer_json"]
 
 
-def keep_freed_memory() -> None:
-    """Have the C library reuse large buffers instead of giving them back.
-
-    Each MB of text takes some twenty buffers of its size; fetching them anew from the
-    kernel, page by page, took as long as what was done with them.
-    """
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tune:  # glibc
-        trim_threshold, mmap_threshold = -1, -3
-        tune(mmap_threshold, 32 << 20)
-        tune(trim_threshold, 64 << 20)
-
-
 def serve(connection: socket.socket) -> None:
     """Answer tasks until there are no more."""
     makers: dict[str, PieceMaker] = {}
@@ -258,7 +245,7 @@ def main(tokenizer: str, *descriptors: str) -> int:
     # The parent decides when to stop: a terminal's Ctrl-C reaches this process too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    keep_freed_memory()
+    host_memory.keep_freed()
     fast_encoder(read_tokenizer(tokenizer))  # which all of them share
     first, *others = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
     children = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer import journal
+from trainer import host_memory, journal
 from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
 from trainer.checkpoints.tensors import SliceReader
@@ -73,7 +73,7 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
     """
     join_processes(rank, world)
     options = _options(job, rank, world)
-    model, _ = _model(job, options.precision)
+    model, _ = _model(job, options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # the time it takes to load numbers is saved
@@ -93,14 +93,15 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
     """Train to the end; how the schedule was shortened, if it was."""
     join_processes(rank, world)
     options = _options(job, rank, world)
-    model, base = _model(job, options.precision)
-    engine = Engine(model, options)
     progress = Progress()
-    if job.checkpoint_path is not None:
-        progress = _go_to(job.checkpoint_path, engine)
-    elif base is not None:
-        restore(slices_to_fill(engine), base, ("weight",))
-        put_in_place(engine)
+    with host_memory.given_back():
+        model, base = _model(job, options)
+        engine = Engine(model, options)
+        if job.checkpoint_path is not None:
+            progress = _go_to(job.checkpoint_path, engine)
+        elif base is not None:
+            restore(slices_to_fill(engine), base, ("weight",))
+            put_in_place(engine)
     keep, slices = job.config.checkpoints, slices_to_save(engine)
     saver = Saver(job.run.checkpoints, slices, rank, world, keep)
     store = TokenStore.open(job.path("tokens"))
@@ -192,20 +193,24 @@ def choose_precision(asked: Precision | str, force_fp16: bool) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def _model(job: Job, precision: Precision) -> tuple[Any, SliceReader | None]:
+def _model(job: Job, options: EngineOptions) -> tuple[Any, SliceReader | None]:
     """The model that is trained, and what fills its weights where they aren't there yet.
 
     So each process reads its own part alone. None where the model has to be whole first
-    (adapters beside it, embeddings it lacks, weights of other names), or a checkpoint fills it.
+    (adapters beside it, embeddings it lacks, weights of other names): then the first process
+    loads it and DeepSpeed hands it on to the others; or where a checkpoint fills it.
     """
-    config, dtype = job.config, DTYPES[precision]
+    config, dtype = job.config, DTYPES[options.precision]
+    others = options.rank > 0
     if config.lora is None:
         model = base_model(job, dtype, filled_later=True)
         if job.checkpoint_path is not None or job.is_trial:
             return model, None
         reader = None if config.tensorizer_uri else weights_for(model, job.path("model"))
-        return (base_model(job, dtype), None) if reader is None else (model, reader)
-    model = base_model(job, dtype, filled_later=job.is_trial)
+        if reader is not None or others:
+            return model, reader
+        return base_model(job, dtype), None
+    model = base_model(job, dtype, filled_later=job.is_trial or others)
     add_adapters(model, config.lora, config.model, config.random_seed)
     return model, None
 
