@@ -10,6 +10,7 @@ Also compares loss curves with Trainer's, for three architectures (`--curves`).
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -150,7 +151,7 @@ def trainer_run(model: Any, batches: list[list[torch.Tensor]]) -> tuple[list[flo
             per_device_train_batch_size=BATCH,
             gradient_accumulation_steps=GRADIENTS,
             learning_rate=RATE,
-            warmup_steps=int(WARMUP * len(batches)),
+            warmup_steps=math.ceil(WARMUP * len(batches)),
             num_train_epochs=1,
             logging_steps=1,
             save_strategy="no",
