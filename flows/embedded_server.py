@@ -15,11 +15,13 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
-from trainer.errors import StepError
+from trainer.errors import RequestError, StepError
 
+LOOPBACK = ("127.0.0.1", "localhost")
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
 
@@ -31,6 +33,7 @@ def embedded_server() -> Iterator[str]:
     Raises:
         StepError: It did not start.
     """
+    keep_proxies_off_loopback()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -58,13 +61,46 @@ def embedded_server() -> Iterator[str]:
             guard.wait()
 
 
+def keep_proxies_off_loopback() -> None:
+    """Have this process and what it starts reach servers of this machine without a proxy.
+
+    Prefect's clients, and ours of a model's server, take proxies from the environment.
+    """
+    names = ("no_proxy", "NO_PROXY")  # some read the one, some the other
+    known = ",".join(os.environ.get(name, "") for name in names).split(",")
+    together = dict.fromkeys(host.strip() for host in (*known, *LOOPBACK) if host.strip())
+    for name in names:
+        os.environ[name] = ",".join(together)
+
+
 def answers(url: str) -> bool:
-    """Whether a Prefect server is at this API address."""
+    """Whether a Prefect server is at this API address.
+
+    Raises:
+        RequestError: It is no address.
+    """
+    # No proxy can reach a server of this machine.
+    proxies: dict[str, str] | None = {} if _host(url) in LOOPBACK else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+        with opener.open(f"{url}/health", timeout=5) as response:
             return response.status == 200
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
+
+
+def _host(url: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # its port is no number, ...
+        is_address = False
+    if not is_address:
+        raise RequestError(
+            f"PREFECT_API_URL is no address of an API (got {url!r}). It looks like "
+            "http://127.0.0.1:4200/api. Correct it, or unset it to use an embedded server."
+        )
+    return str(parts.hostname)
 
 
 def guard_server(port: str) -> None:

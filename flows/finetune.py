@@ -8,10 +8,12 @@ it adopts what is under way and takes over what is done.
 from typing import Any
 
 from prefect import flow
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.parameters import Parameters, cluster_settings, takes
 from flows.plan_task import make_plan
+from flows.without_effect import without_effect
 from infra.place import backend_from_environment
 from tasks.artifacts import show_result, tag_run
 from tasks.deployment import deploy
@@ -43,6 +45,7 @@ def finetune(**given: Any) -> dict[str, Any]:
         watcher=current_watcher(),
     )
     tag_run(parameters.model, parameters.dataset)
+    _say_what_chooses_nothing(run, parameters)
     with claimed(run.backend, parameters.pvc, parameters.run_name):
         if not parameters.inference_only:
             if not backend.detaches:
@@ -63,3 +66,11 @@ def finetune(**given: Any) -> dict[str, Any]:
         result = losses(run.outcomes)
         show_result(run.run_name, run.outcomes, result)
     return {**result, "seconds": {outcome.step: outcome.seconds for outcome in run.outcomes}}
+
+
+def _say_what_chooses_nothing(run: Run, parameters: Parameters) -> None:
+    if unused := without_effect(parameters, on_cluster=run.backend.detaches):
+        words = f"without effect here: {', '.join(unused)}"
+        get_run_logger().warning("%s", words)
+        if run.watcher:
+            run.watcher.line("parameters", words)

@@ -9,6 +9,7 @@ from typing import Any
 from flows.reference_claim import reference_runs
 from infra import local_service
 from infra.local_processes import LocalBackend
+from tasks.local_deployment import FINAL_MANIFEST, as_it_is_now, serving_final
 from tasks.summary import losses
 from tasks.wording import format_seconds
 from trainer.errors import RequestError
@@ -125,13 +126,20 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
     folder = known_run(home, pvc, run_name)
     record = folder.record()
     assert record is not None
+    outcomes = [_as_it_is_now(folder, outcome) for outcome in _outcomes(folder)]
     lines = [f"{run_name}: {_state(home, pvc, run_name)}, begun {record['created']}", ""]
-    for outcome in _outcomes(folder):
+    for outcome in outcomes:
         state = "there already" if outcome.reused else outcome.status
         lines.append(
             f"{outcome.step:<9} {state:<13} {format_seconds(outcome.seconds):>9}  {outcome.message}"
         )
-    lines += ["", *(f"{name:<20} {value}" for name, value in losses(_outcomes(folder)).items())]
+    figures = losses(outcomes)
+    url = figures.pop("url", "")
+    if (service := local_service.running(home / pvc, run_name)) is not None:
+        url = f"{service.url} (revision {service.revision}: {service.model})"
+    if url:
+        figures["served at"] = url
+    lines += ["", *(f"{name:<20} {value}" for name, value in figures.items())]
     step = _last_step(folder.metrics)
     if step:
         lines.append(f"{'last step':<20} {step}")
@@ -139,6 +147,13 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
     lines += ["", *(f"{p['name']:<20} {format_seconds(p['seconds'])}" for p in parts)]
     lines += ["", *(f"{name:<20} {value!r}" for name, value in record["request"].items())]
     return "\n".join(lines)
+
+
+def _as_it_is_now(folder: RunFolder, outcome: Outcome) -> Outcome:
+    """A deploy step of this machine leaves no address that is dead; a cluster's lasts."""
+    if FINAL_MANIFEST not in outcome.result:
+        return outcome
+    return as_it_is_now(outcome, serving_final(folder))
 
 
 def _last_step(metrics: Path) -> Any:

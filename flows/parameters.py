@@ -235,13 +235,6 @@ NOT_DEFINING = frozenset(
 )
 
 
-# Where steps are processes of this machine, these choose nothing.
-OF_CLUSTERS = (
-    "region trainer_gpu trainer_cores trainer_ram inference_gpu finetuner_image finetuner_tag "
-    "cluster"
-).split()
-
-
 def cluster_settings(parameters: Parameters) -> ClusterSettings:
     """The parameter `cluster` over what FINETUNE_CLUSTER says.
 
@@ -252,15 +245,6 @@ def cluster_settings(parameters: Parameters) -> ClusterSettings:
         return settings_from_environment(parameters.cluster)
     except ValueError as error:
         raise RequestError(*(f"{VARIABLE}: {line}" for line in str(error).splitlines())) from error
-
-
-def without_effect_here(parameters: Parameters) -> list[str]:
-    """Parameters that were set and choose nothing for processes of this machine."""
-    return [
-        name
-        for name in OF_CLUSTERS
-        if getattr(parameters, name) != Parameters.model_fields[name].default
-    ]
 
 
 def takes(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -10,12 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.embedded_server import answers, embedded_server
-from flows.parameters import (
-    Parameters,
-    cluster_settings,
-    without_effect_here,
-)
+from flows.embedded_server import answers, embedded_server, keep_proxies_off_loopback
+from flows.parameters import Parameters, cluster_settings
 from flows.plan_request import gather, plan_with
 from flows.terminal import PlainWatcher, RichWatcher, watcher_for
 from infra.backend import StepSpec, work_key
@@ -48,8 +44,6 @@ def run_flow(
         cluster_settings(parameters)
     else:
         check_request(parameters, home)
-        if unused := without_effect_here(parameters):
-            print(f"without effect on this machine: {', '.join(unused)}", file=sys.stderr)
     watcher = watcher_for(sys.stderr)
     try:
         with prefect_api():
@@ -94,6 +88,7 @@ def prefect_api() -> Iterator[None]:
     """Prefect's settings for a person's run, and a server where none is named."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    keep_proxies_off_loopback()
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     if named := PREFECT_API_URL.value():

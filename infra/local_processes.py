@@ -13,7 +13,6 @@ starts the same work again adopts the process that is there.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -22,24 +21,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import BinaryIO, TextIO
 
 from infra.backend import BusyError, Line, PlaceError, StepEnd, StepSpec
 from infra.follow import LogFollower
+from infra.local_folder import Work, read_json, read_pid, read_work, try_lock, writing
 
 RUNS = ".runs"
 POLL_SECONDS = 0.1
 # The trainer's own default for saving at SIGTERM is 120 seconds; then it is killed.
 GRACE_SECONDS = 130.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """What work.json holds: the work a step's folder was last used for."""
-
-    key: str
-    log: str
-    log_offset: int  # bytes in the log before this attempt
 
 
 class LocalBackend:
@@ -72,15 +63,16 @@ class LocalBackend:
             PlaceError: The volume is not there, or can't be written.
         """
         with self._opened(self._folder(pvc, run_name), pvc) as lock:
-            if not _try_lock(lock.fileno()):
+            if not try_lock(lock.fileno()):
                 lock.seek(0)
                 raise BusyError(
                     f"run_name {run_name!r} is being run by process {lock.read().strip() or '?'} "
                     "already. Wait for it, or stop it first."
                 )
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+            with writing(self.volume(pvc)):
+                # Past the file's buffer, which would try again, and fail again, at its close.
+                os.truncate(lock.fileno(), 0)
+                os.write(lock.fileno(), str(os.getpid()).encode())
             yield
 
     @contextlib.contextmanager
@@ -92,14 +84,9 @@ class LocalBackend:
                 f"pvc {pvc!r} is not a folder below --home (no {volume}). Make it, and put your "
                 "text and models there, or name another home."
             )
-        try:
+        with writing(volume):
             folder.mkdir(parents=True, exist_ok=True)
             lock = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise PlaceError(
-                f"pvc {pvc!r} can't be written ({volume}: {error.strerror}). "
-                "Free some space there, or make it writable."
-            ) from error
         with lock:
             yield lock
 
@@ -112,21 +99,18 @@ class LocalBackend:
         """
         folder = self._folder(spec.volume, spec.run_name, spec.step)
         with self._opened(folder, spec.volume) as lock:
-            if _try_lock(lock.fileno(), patience_seconds=0.2):
+            if try_lock(lock.fileno(), patience_seconds=0.2):
                 self._start(spec, folder, lock.fileno())
                 return f"process {self._started[folder].pid}"
-        work = _read_work(folder)
+        work = read_work(folder)
         if work is None or work.key != spec.key:
-            raise BusyError(
-                f"run_name {spec.run_name!r}: its {spec.step} step is still under way with other "
-                f"parameters. Stop it first: finetune stop {spec.run_name}"
-            )
-        return f"process {_pid(folder)}, which was under way already"
+            raise BusyError(_in_the_way(spec, folder))
+        return f"process {read_pid(folder)}, which was under way already"
 
     def wait(self, spec: StepSpec, on_line: Line) -> StepEnd:
         """Hand over the step's lines until its process is gone."""
         folder = self._folder(spec.volume, spec.run_name, spec.step)
-        work = _read_work(folder)
+        work = read_work(folder)
         assert work is not None, "submit comes before wait"
         process = self._started.get(folder)
         log = Path(work.log)
@@ -168,16 +152,11 @@ class LocalBackend:
         return self.volume(pvc).joinpath(RUNS, run_name or "-", *more)
 
     def _start(self, spec: StepSpec, folder: Path, lock: int) -> None:
-        log = self.volume(spec.volume) / self.logs / spec.run_name / f"{spec.step}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "outcome.json").unlink(missing_ok=True)
-        (folder / "pid").unlink(missing_ok=True)
-        config = {**spec.config, "volume": str(self.volume(spec.volume))}
-        (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        with open(log, "ab") as output:
-            work = _Work(key=spec.key, log=str(log), log_offset=output.tell())
-            (folder / "work.json").write_text(json.dumps(dataclasses.asdict(work)))
-            command = [self.python, "-m", "trainer", spec.step, str(folder / "config.json")]
+        config = folder / "config.json"
+        with writing(self.volume(spec.volume)):
+            output = self._prepare(spec, folder, config)
+        with output:
+            command = [self.python, "-m", "trainer", spec.step, str(config)]
             # The shell writes its own process id before it becomes the step, so there is no
             # moment at which the step runs and its id is not on disk.
             self._started[folder] = subprocess.Popen(
@@ -190,20 +169,34 @@ class LocalBackend:
                 env={**_environment(folder), **spec.environment},
             )
 
+    def _prepare(self, spec: StepSpec, folder: Path, config: Path) -> BinaryIO:
+        """Write what the step and its followers read; return its log, open for more."""
+        volume = self.volume(spec.volume)
+        log = volume / self.logs / spec.run_name / f"{spec.step}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "outcome.json").unlink(missing_ok=True)
+        (folder / "pid").unlink(missing_ok=True)
+        values = {**spec.config, "volume": str(volume)}
+        config.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        log.touch()
+        work = Work(key=spec.key, log=str(log), log_offset=log.stat().st_size)
+        (folder / "work.json").write_text(json.dumps(dataclasses.asdict(work)))
+        return open(log, "ab")
+
     def _alive(self, folder: Path) -> bool:
         process = self._started.get(folder)
         if process is not None and process.poll() is not None:
             return False
         try:
             with open(folder / "lock", "r+b") as lock:
-                return not _try_lock(lock.fileno())
+                return not try_lock(lock.fileno())
         except FileNotFoundError:
             return False
 
     def _stop(self, folder: Path, grace_seconds: float) -> None:
         if not self._alive(folder):
             return
-        pid = _pid(folder)
+        pid = read_pid(folder)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + grace_seconds
@@ -218,7 +211,7 @@ class LocalBackend:
         """End the step's processes at once, without letting them save."""
         folder = self._folder(spec.volume, spec.run_name, spec.step)
         if self._alive(folder):
-            self.kill_group(_pid(folder))
+            self.kill_group(read_pid(folder))
 
     @staticmethod
     def kill_group(pid: int) -> None:
@@ -226,7 +219,7 @@ class LocalBackend:
             os.killpg(pid, signal.SIGKILL)
 
     def _end(self, folder: Path, process: subprocess.Popen[bytes] | None, log: Path) -> StepEnd:
-        outcome = _read_json(folder / "outcome.json")
+        outcome = read_json(folder / "outcome.json")
         # Only a parent can learn an exit code; who adopted the step reads its outcome.
         code = process.wait() if process else _CODES.get((outcome or {}).get("status", ""), 1)
         self._started.pop(folder, None)
@@ -248,44 +241,23 @@ def _reason(code: int, *, adopted: bool) -> str:
     return f"exit code {code}"
 
 
+def _in_the_way(spec: StepSpec, folder: Path) -> str:
+    step = f"{spec.step} step is still under way with other parameters"
+    if spec.run_name:
+        return (
+            f"run_name {spec.run_name!r}: its {step}. Stop it first: finetune stop {spec.run_name}"
+        )
+    # Of `finetune tokenize`: no run, and so nothing that `finetune stop` could be told.
+    pid = read_pid(folder)
+    return (
+        f"pvc {spec.volume!r} is in use: another command's {step} (process {pid}). "
+        f"Wait for it, or end it: kill {pid}"
+    )
+
+
 def _environment(folder: Path) -> dict[str, str]:
     return {
         **os.environ,
         "FINETUNE_TERMINATION_PATH": str(folder / "outcome.json"),
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _try_lock(descriptor: int, patience_seconds: float = 0.0) -> bool:
-    """Take the lock if it is free; `patience_seconds` outlasts somebody who only looks."""
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-
-
-def _pid(folder: Path) -> int:
-    """The step's process id; its shell may need a moment to write it."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return int((folder / "pid").read_text())
-        time.sleep(0.01)
-    raise BusyError(f"{folder} is locked by a process that did not write its id.")
-
-
-def _read_work(folder: Path) -> _Work | None:
-    found = _read_json(folder / "work.json")
-    return _Work(**found) if found else None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None

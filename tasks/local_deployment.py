@@ -12,13 +12,15 @@ from infra import local_service, service_client
 from infra.local_service import Service
 from infra.server_process import ServiceError
 from infra.service_client import NoAnswerError
-from trainer.errors import StepError
+from trainer.checkpoints import read_manifest
+from trainer.errors import DamagedError, StepError
 from trainer.outcome import Outcome
 from trainer.run_folder import RunFolder
 from trainer.serving.deploy import find_model, prompt_of
 from trainer.serving.gate import Expected, GateError, check, expected_of
 
 Say = Callable[[str], None]
+FINAL_MANIFEST = "final_manifest"  # in the result of a deploy step: which model it was of
 
 
 def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcome:
@@ -31,13 +33,36 @@ def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcom
     folder = RunFolder(volume, parameters["run_name"])
     digest = _manifest_digest(find_model(folder, rollback=False))
     earlier = folder.outcome("deploy")
-    if earlier is not None and earlier.result.get("final_manifest") == digest:
-        service = local_service.running(volume, parameters["run_name"])
-        if service is not None if stays(parameters) else True:
-            return dataclasses.replace(earlier, reused=True, seconds=0.0)
+    if earlier is not None and earlier.result.get(FINAL_MANIFEST) == digest:
+        service = serving_final(folder)
+        if service is not None or not stays(parameters):
+            return dataclasses.replace(as_it_is_now(earlier, service), reused=True, seconds=0.0)
     outcome = _deploy(parameters, folder, volume, say)
     folder.record_outcome(outcome)
     return outcome
+
+
+def serving_final(folder: RunFolder) -> Service | None:
+    """The run's service, where it lives and what it serves is the run's final model."""
+    service = local_service.running(folder.root.parent, folder.root.name)
+    try:
+        final = read_manifest(folder.final).digest
+    except DamagedError:
+        return None
+    return service if service is not None and service.model_digest == final else None
+
+
+def as_it_is_now(deployed: Outcome, service: Service | None) -> Outcome:
+    """What a deploy step of this machine left, with the address of the service that lives.
+
+    Addresses are for as long as their process: it may have been stopped, or rolled back.
+    """
+    if not deployed.result["url"] and service is None:
+        return deployed
+    lasting = {name: value for name, value in deployed.result.items() if name != "curl"}
+    url = service.url if service else ""
+    message = f"serves at {url}" if service else "answered; not served any more"
+    return dataclasses.replace(deployed, message=message, result={**lasting, "url": url})
 
 
 def stays(parameters: Mapping[str, Any]) -> bool:
@@ -93,7 +118,7 @@ def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say:
         result={
             "url": service.url if keep else "",
             **told,
-            "final_manifest": _manifest_digest(folder.final),
+            FINAL_MANIFEST: _manifest_digest(folder.final),
         },
     )
 

@@ -112,6 +112,8 @@ class FetchConfig(StepConfig):
     """Where tensorizer's file with the model's weights is; empty: in the model's folder."""
     dataset: NonEmpty
     """Path on the volume or any fsspec URL."""
+    wandb_key: SecretName = ""
+    """Where it names a key, the package that needs it has to be here."""
     context: Count = 2048
     prompt_file: str = ""
     logs: NonEmpty = "logs"

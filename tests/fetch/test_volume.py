@@ -56,6 +56,23 @@ def test_volume_that_takes_no_more_bytes_is_refused(step: Step) -> None:
     assert not list((step.volume / "cache").iterdir())
 
 
+# The one is refused as it claims the run, the other as it writes the config of its first step.
+@pytest.mark.parametrize("command", ["run -p run_name=mine", "tokenize"])
+def test_volume_that_takes_no_byte_is_refused_in_one_line(step: Step, command: str) -> None:
+    words = f"{command} -p pvc={step.volume.name} --home {step.volume.parent}".split()
+    ran = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, "-m", "flows.cli", *words],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 78, ran.stderr
+    assert ran.stderr == (
+        f"error: pvc 'volume' can't be written ({step.volume}: File too large). "
+        "Free some space there, or make it writable.\n"
+    )
+    assert not (step.volume / "mine").exists()
+
+
 def test_volume_may_be_named_by_a_link(step: Step) -> None:
     link = step.volume.with_name("link")
     link.symlink_to(step.volume)

@@ -104,7 +104,7 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
     assert any("finetune" in entry["message"] for entry in logs)
 
-    run_deployment(environment, "--watch", run_name="deployed", epochs=2)
+    run_deployment(environment, "--watch", run_name="deployed", epochs=2, trainer_cores=4)
     again = latest_run(api_url, "deployed")
     assert again["id"] != run["id"]
     artifacts = api(api_url, "artifacts/filter", flow_runs={"id": {"any_": [again["id"]]}})
@@ -112,6 +112,9 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     plan = {row[""]: row["plan"] for row in json.loads(data)}
     assert "(exact)" in plan["contexts"]
     assert plan["steps"].startswith(f"{steps:,} of 4 contexts")
+    logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [again["id"]]}}, limit=200)
+    said = [entry["message"] for entry in logs]
+    assert said.count("without effect here: trainer_cores") == 1
     states = task_states(api_url, again["id"])
     assert states.pop("plan") == "Completed"
     assert set(states.values()) == {"Cached"}

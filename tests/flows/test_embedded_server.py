@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
+from flows.embedded_server import answers
 from tests.prefect_processes import prefect_environment
+from trainer.errors import RequestError
 
 HOLD = (
     "import time; from flows.embedded_server import embedded_server\n"
@@ -22,10 +25,14 @@ HOLD = (
 )
 
 
+# A proxy that nobody can reach is in the environment, as others are of many machines.
+NO_WAY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+
+
 def test_it_answers_after_a_terminals_ctrl_c_and_ends_with_a_killed_run(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD],
-        env=prefect_environment(tmp_path),
+        env=prefect_environment(tmp_path) | NO_WAY | {"NO_PROXY": "", "no_proxy": "corp.example"},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -46,3 +53,10 @@ def test_it_answers_after_a_terminals_ctrl_c_and_ends_with_a_killed_run(tmp_path
         for process in psutil.process_iter(["environ"]):
             if (process.info["environ"] or {}).get("PREFECT_HOME") == str(tmp_path):
                 process.kill()
+
+
+@pytest.mark.parametrize("url", ["foo", "127.0.0.1:4200", "http://", "http://host:port/api"])
+def test_what_is_no_address_of_a_server_is_refused_by_name(url: str) -> None:
+    with pytest.raises(RequestError, match="PREFECT_API_URL is no address") as refused:
+        answers(url)
+    assert f"(got {url!r})" in str(refused.value)

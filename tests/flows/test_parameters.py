@@ -2,7 +2,8 @@
 
 import pytest
 
-from flows.parameters import Parameters, without_effect_here
+from flows.parameters import Parameters
+from flows.without_effect import without_effect
 from trainer.config import LoraConfig, load_parameters
 from trainer.errors import RequestError
 
@@ -103,8 +104,20 @@ def test_what_defines_a_run_leaves_out_where_it_runs_and_what_is_done_with_it() 
     assert load(random_seed=1).request != load().request
 
 
-def test_what_chooses_nothing_on_this_machine_is_known() -> None:
-    assert without_effect_here(load(trainer_gpu="H100", epochs=2)) == ["trainer_gpu"]
+def test_what_was_set_and_chooses_nothing_is_known() -> None:
+    given = load(
+        trainer_gpu="H100",
+        epochs=2,
+        serving={"max_regression": 1, "gpus": 2, "ready_minutes": 5},
+        prompt_every=5,
+        prompt_tokens=20,  # of the evaluation's samples, too
+    )
+    anywhere = ["prompt_every (without prompt_file)"]
+    here = ["trainer_gpu", "serving.gpus", "serving.ready_minutes", *anywhere]
+    assert without_effect(given, on_cluster=False) == here
+    assert without_effect(given, on_cluster=True) == anywhere
+    tracked = load(prompt_every=5, prompt_file="p.txt", project_id="mine", wandb_key="KEY")
+    assert without_effect(tracked, on_cluster=False) == []
 
 
 @pytest.mark.parametrize("key", ["4f" * 20, "wandb_v1_" + "aB3" * 20, "two words", "a=b"])

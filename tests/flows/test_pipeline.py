@@ -124,9 +124,10 @@ def test_a_run_makes_a_better_model_that_loads_and_is_free_the_second_time(
     assert ":predict" in curl
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    out, err = ended(start("whole"))
+    out, err = ended(start("whole", trainer_cores=4))
     for step in ("fetch", "tokenize", "finetune", "evaluate", "deploy"):
         assert f"{step}: there already" in err
+    assert err.count("without effect here: trainer_cores\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
     _, err = ended(start("whole", epochs=9), code=78)

@@ -90,6 +90,21 @@ def test_the_same_work_is_adopted_and_other_work_refused(backend: LocalBackend, 
     assert len(starts(home)) == 1
 
 
+def test_what_is_in_the_way_of_a_step_of_no_run_is_told_by_its_process(home: Path) -> None:
+    ours, other = (
+        StepSpec(step="tokenize", run_name="", volume=PVC, key=key, config={"until": "go"})
+        for key in ("ours", "other")
+    )
+    backend_at(home).submit(ours)
+    pid = wait_for_start(home)
+    with pytest.raises(BusyError) as refused:
+        backend_at(home).submit(other)
+    assert str(refused.value) == (
+        f"pvc {PVC!r} is in use: another command's tokenize step is still under way with other "
+        f"parameters (process {pid}). Wait for it, or end it: kill {pid}"
+    )
+
+
 def test_a_step_outlives_an_orchestrator_killed_with_kill_9(home: Path) -> None:
     backend_at(home)
     orchestrator = subprocess.Popen(

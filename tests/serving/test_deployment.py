@@ -1,5 +1,6 @@
 """The deploy step on this machine, by what a user does: run, ask, chat, roll back, stop."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from flows.cli import cli
 from flows.parameters import Parameters
 from infra import local_service
-from tasks.local_deployment import deploy_here
+from tasks.local_deployment import FINAL_MANIFEST, deploy_here
 from tests.serving import trained
 from trainer.errors import RequestError, StepError
 from trainer.outcome import Outcome
@@ -36,7 +37,7 @@ def evaluated(run: Path, loss: float) -> None:
 
 
 def deploy(home: Path, **given: Any) -> Outcome:
-    values = Parameters(run_name="town", inference_only=True, **given).model_dump()
+    values = Parameters(**{"run_name": "town", "inference_only": True, **given}).model_dump()
     return deploy_here(values, home / PVC, print)
 
 
@@ -52,7 +53,10 @@ def finetune(home: Path, *words: str, code: int = 0, typed: str = "") -> str:
 def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> None:
     run = home / PVC / "town"
     assert "is not served" in finetune(home, "ask", "town", "Dust", code=78)
-    deploy(home)
+    url = deploy(home).result["url"]
+    shown = finetune(home, "show", "town")
+    assert f"serves at {url}\n" in shown
+    assert f"served at            {url} (revision 1: town/final)" in shown
     words = ("ask", "town", "Dust", "--max-tokens", "9")
     assert "no earlier revision" in finetune(home, "rollback", "town", code=78)
 
@@ -64,15 +68,23 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
     evaluated(run, loss=3.2)
     with pytest.raises(StepError, match=r"plus max_regression 0.1, got 3\.2"):
         deploy(home, serving={"max_regression": 0.1})
-    deploy(home, serving={"max_regression": 0.5})
+    second = deploy(home, serving={"max_regression": 0.5})
+    again = deploy(home, run_inference=True, inference_only=False)
+    assert again.reused and again.result["url"] == second.result["url"]
 
     said = finetune(home, "rollback", "town")
     assert "revision 3 serves town/replaced/" in said
+    now = local_service.running(home / PVC, "town")
+    assert now is not None and now.url in said
+    shown = finetune(home, "show", "town")
+    assert f"served at            {now.url} (revision 3: town/replaced/" in shown
+    assert second.result["url"] not in shown
     assert finetune(home, *words).startswith("Dust")
     # Without a chat template the model goes on with the text of both.
     told = finetune(home, "chat", "town", "--max-tokens", "4", typed="Dust\nThe\n\n")
     assert len(told.splitlines()) >= 2
     assert finetune(home, "stop", "town") == "stopped: service\n"
+    assert "http://" not in finetune(home, "show", "town")
     entries = [json.loads(line) for line in (run / "services.jsonl").read_text().splitlines()]
     assert [(e["event"], e["revision"]) for e in entries] == [
         ("served", 1),
@@ -81,6 +93,18 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
         ("stopped", 3),
     ]
     assert entries[0]["model_digest"] == entries[2]["model_digest"] != entries[1]["model_digest"]
+
+
+def test_no_address_is_told_of_a_service_that_is_gone(home: Path) -> None:
+    run = home / PVC / "town"
+    manifest = hashlib.sha256((run / "final/manifest.json").read_bytes()).hexdigest()
+    dead = "http://127.0.0.1:1"
+    left = {"url": dead, "curl": f"curl {dead}", FINAL_MANIFEST: manifest}
+    outcome = Outcome(step="deploy", status="done", message=f"serves at {dead}", result=left)
+    RunFolder(home / PVC, "town").record_outcome(outcome)
+    again = deploy(home, inference_only=False)
+    assert again.reused and dead not in str(again)
+    assert dead not in finetune(home, "show", "town")
 
 
 def test_a_run_without_a_model_is_refused_by_name(tmp_path: Path) -> None:

@@ -177,13 +177,14 @@ class _Forked:
 
 
 def _start_forked(folder: Path, rank: int, world: int, processes: int) -> _Forked:
+    launcher = os.getpid()
     pid = os.fork()
     if pid:
         return _Forked(pid)
     try:
         os.environ |= {"TEST_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
         os.environ |= launch.how_to_meet(folder, rank, world, processes)
-        os._exit(launch._main(folder, rank, world))
+        os._exit(launch._main(folder, rank, world, launcher))
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     os._exit(1)

@@ -2,6 +2,8 @@
 
 import itertools
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,16 @@ def test_two_processes_resume_exactly(tmp_path: Path, architecture: str, stage: 
     assert codes == [1, 143, -signal.SIGKILL], log_of(broken)[-3000:]
     assert run_step("finetune", broken) == 0, log_of(broken)[-3000:]
     assert_same(broken, whole)
+
+
+def test_a_process_whose_launcher_died_while_it_was_loading_trains_nothing(tmp_path: Path) -> None:
+    # The shell stands for a launcher: it is gone before the process has asked to die with it.
+    start = '(sleep 0.2; exec "$0" -m trainer.training.launch "$1" 0 1 $$) &'
+    ran = subprocess.run(
+        ["sh", "-c", start, sys.executable, str(tmp_path)], capture_output=True, text=True
+    )  # returns when nobody holds its output any more
+    assert (ran.stdout, ran.stderr) == ("", "")  # without a word of the job that is not there
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_processes_and_stages_continue_within_rounding(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wandb.proto.wandb_internal_pb2 import Record
 
 from infra.catalogue import load_gpus
+from tests.fetch.conftest import Step, step  # noqa: F401 - fixture
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_model, make_volume, read_lines
 from trainer.events import parse_event
@@ -159,3 +160,15 @@ def test_peaks_are_those_of_the_catalogue() -> None:
     for label, gpu in load_gpus().items():
         assert peak_flops(names[label]) == gpu.peak_tflops * 1e12, label
     assert peak_flops("A card of tomorrow") is None
+
+
+def test_a_key_without_wandb_is_refused_by_name(step: Step) -> None:  # noqa: F811
+    # What a machine without the package has, told to the step's own interpreter as it starts.
+    hidden = 'import sys\nsys.modules["wandb"] = None\n'
+    (step.folder / "sitecustomize.py").write_text(hidden)
+    assert step.run(wandb_key="wandb-key").exit_code == 0
+    step.environment["PYTHONPATH"] = str(step.folder)
+    message = step.refused(wandb_key="wandb-key")
+    assert "wandb_key needs the package wandb, which is not installed" in message
+    assert "(got 'wandb-key')" in message and "finetune-pipeline[tracking]" in message
+    assert step.run().exit_code == 0

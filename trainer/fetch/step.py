@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def _asked(config: FetchConfig) -> list[str]:
 def _check_what_is_there(config: FetchConfig) -> tuple[Folders, list[Source]]:
     """Everything that needs no download; the folders that are on the volume, and the dataset."""
     problems, folders, sources = Problems(), Folders(), []
-    for check in (check_run_name, check_earlier_run, _check_prompt_file):
+    for check in (check_run_name, check_earlier_run, _check_prompt_file, _check_tracking):
         with problems.collected():
             check(config)
     with problems.collected():
@@ -94,6 +95,15 @@ def _check_prompt_file(config: FetchConfig) -> None:
         raise RequestError(
             f"prompt_file is not there (got {name!r}). It is a text file on the volume with one "
             "prompt a line. Correct it, or leave it empty."
+        )
+
+
+def _check_tracking(config: FetchConfig) -> None:
+    if config.wandb_key and importlib.util.find_spec("wandb") is None:
+        raise RequestError(
+            "wandb_key needs the package wandb, which is not installed "
+            f"(got {config.wandb_key!r}). Install the extra `tracking` "
+            "(pip install 'finetune-pipeline[tracking]'), or leave wandb_key empty."
         )
 
 

@@ -1,7 +1,7 @@
 """Several training processes on a node: start them, pass signals on, end them together.
 
 The process that launches stays light: it loads no torch. Its children end with it, however
-it ends. `python -m trainer.training.launch FOLDER RANK WORLD` is one of them.
+it ends. `python -m trainer.training.launch FOLDER RANK WORLD LAUNCHER` is one of them.
 With several nodes each launches its own share; trainer/training/nodes.py says how they meet.
 """
 
@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from trainer.errors import (
+    EXIT_FAILED,
     EXIT_TERMINATED,
     DoesNotFitError,
     Interrupted,
@@ -65,8 +66,9 @@ def train_in_processes(job: Job, processes: int, group: Group | None = None) -> 
 
 def _start(folder: Path, rank: int, world: int, processes: int) -> subprocess.Popen[bytes]:
     threads = max(1, (os.cpu_count() or 1) // processes)
+    words = (str(folder), str(rank), str(world), str(os.getpid()))
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer.training.launch", str(folder), str(rank), str(world)],
+        [sys.executable, "-m", "trainer.training.launch", *words],
         env={
             "OMP_NUM_THREADS": str(threads),
             **os.environ,
@@ -170,19 +172,22 @@ def _result(folder: Path, exit_codes: list[int], first: int) -> dict[str, Any]:
     raise StepError(f"training process {rank} of {len(exit_codes)} ended with {how}")
 
 
-def _die_with_parent() -> None:
-    """Be killed when the launcher dies, even by kill -9."""
+def _dies_with(launcher: int) -> bool:
+    """Be killed when the launcher dies, even by kill -9; False where it is dead already."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The kernel tells only of deaths from here on.
+    return os.getppid() == launcher
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise Signalled(f"stopped by {signal.Signals(signum).name}")
 
 
-def _main(folder: Path, rank: int, world: int) -> int:
+def _main(folder: Path, rank: int, world: int, launcher: int) -> int:
     """Be one training process; what it ends with is left in `folder`."""
-    _die_with_parent()
+    if not _dies_with(launcher):
+        return EXIT_FAILED  # a run that was started again may be training already
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         from trainer.training.process import train
@@ -204,4 +209,4 @@ def _kind(error: StepError | Signalled) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(_main(Path(sys.argv[1]), *map(int, sys.argv[2:5])))

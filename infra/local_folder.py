@@ -1,0 +1,74 @@
+"""What a step's folder holds while it is a process of this machine: lock, process id, work."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infra.backend import BusyError, PlaceError
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What work.json holds: the work a step's folder was last used for."""
+
+    key: str
+    log: str
+    log_offset: int  # bytes in the log before this attempt
+
+
+def read_work(folder: Path) -> Work | None:
+    """The work that the folder was last used for."""
+    found = read_json(folder / "work.json")
+    return Work(**found) if found else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What the file holds; None where it is not there, or is not whole yet."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def read_pid(folder: Path) -> int:
+    """The step's process id; its shell may need a moment to write it."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int((folder / "pid").read_text())
+        time.sleep(0.01)
+    raise BusyError(f"{folder} is locked by a process that did not write its id.")
+
+
+def try_lock(descriptor: int, patience_seconds: float = 0.0) -> bool:
+    """Take the lock if it is free; `patience_seconds` outlasts somebody who only looks."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def writing(volume: Path) -> Iterator[None]:
+    """Tell of a volume that takes no more as of a place that can't be used.
+
+    Raises:
+        PlaceError: Something in the block could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise PlaceError(
+            f"pvc {volume.name!r} can't be written ({volume}: {error.strerror}). "
+            "Free some space there, or make it writable."
+        ) from error
