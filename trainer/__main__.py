@@ -50,7 +50,7 @@ def _stop_on_signal(signum: int, frame: FrameType | None) -> None:
 
 
 def _run(step: str, config: StepConfig) -> tuple[Outcome, int]:
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    started, clock = datetime.now(UTC).isoformat(timespec="milliseconds"), time.monotonic()
 
     def outcome(status: str, result: StepResult) -> Outcome:
         return Outcome(

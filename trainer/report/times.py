@@ -75,7 +75,7 @@ def _by_outcome(run: RunFolder, known: Sequence[Span]) -> list[Span]:
             continue
         began = datetime.fromisoformat(outcome.started).timestamp()
         ended = began + outcome.seconds
-        if not any(span.began <= ended and began <= span.ended for span in known):
+        if not any(span.began < ended and began < span.ended for span in known):
             found.append(Span(began, ended, {step: outcome.seconds}))
     return found
 
