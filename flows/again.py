@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.comparing import dataset_changes, first_difference, same_model
+from flows.comparing import dataset_changes, first_difference, other_digests, same_model
 from flows.overview import known_run
 from flows.parameters import Parameters
 from trainer.checkpoints import read_manifest, steps_there, verify
@@ -24,19 +25,60 @@ from trainer.run_folder import RunFolder
 FORKABLE = frozenset(
     "learn_rate warmup_ratio epochs save_steps checkpoints prompt_file prompt_every prompt_tokens "
     "prompt_samples top_k top_p temperature repetition_penalty wandb_key project_id logs "
-    "run_inference serving".split()
+    "run_inference serving trainer_gpus".split()
 )
 
 
 def recorded_parameters(run: RunFolder, pvc: str, name: str, **changed: Any) -> Parameters:
-    """The parameters that the run was asked with, for a run called `name`."""
+    """The parameters that the run was asked with, for a run called `name`.
+
+    As many processes as it had, all on this machine: they decide how many contexts make a step.
+
+    Raises:
+        RequestError: It was adopted, so what it was asked is not known.
+    """
     record = run.record() or {}
+    if "adopted" in record:
+        raise RequestError(
+            f"RUN was trained by the reference's workflow (got {run.root.name!r}). What it was "
+            "asked is not recorded. Start a new run instead."
+        )
     known = {k: v for k, v in record["request"].items() if k in Parameters.model_fields}
+    known["trainer_gpus"] = math.prod(_processes_and_nodes(record))
     return load_parameters(Parameters, {**known, "run_name": name, "pvc": pvc, **changed})
 
 
+def _processes_and_nodes(record: Mapping[str, Any]) -> tuple[int, int]:
+    config = record.get("config", {})
+    return config.get("processes", 1), config.get("nodes", 1)
+
+
+def worked_out(run: RunFolder) -> dict[str, Any]:
+    """What was left to the program and may come out otherwise on this machine: batch_size."""
+    record = run.record() or {}
+    size = record.get("sizing", {}).get("batch_size", 0)
+    left_to_us = record["request"].get("batch_size", -1) < 0
+    return {"batch_size": size} if size and left_to_us else {}
+
+
+def fork_point(run: RunFolder) -> tuple[str, int] | None:
+    """Run and step of a good copy of the checkpoint that the run was forked from, if any."""
+    record = run.record() or {}
+    forked = record.get("forked_from")
+    if not forked:
+        return None
+    own, parent = run.root.name, RunFolder(run.root.parent, forked["run"])
+    # A parent that was started over since has other checkpoints under the same names.
+    is_same = (parent.record() or {}).get("created", "~") <= record["created"]
+    for name in (own, forked["run"]) if is_same else (own,):
+        place = RunFolder(run.root.parent, name).checkpoints / name_of(forked["step"])
+        if place.is_dir() and not verify(place):
+            return name, forked["step"]
+    return None
+
+
 def what_is_missing(run: RunFolder, home: Path, pvc: str) -> list[str]:
-    """What stands in the way of the same bytes: versions, data, tokenizer."""
+    """What stands in the way of the same bytes: versions, data, tokenizer, how it was trained."""
     record, volume = run.record() or {}, home / pvc
     found = []
     for name, version in record.get("versions", {}).items():
@@ -46,7 +88,30 @@ def what_is_missing(run: RunFolder, home: Path, pvc: str) -> list[str]:
     model = volume / record.get("model", "")
     if not (model / "config.json").is_file():
         found.append(f"the base model is not on the volume ({record.get('model')})")
-    found += dataset_changes(run, volume / record["request"]["dataset"])
+    return found + dataset_changes(run, volume, record["request"]["dataset"]) + _not_repeated(run)
+
+
+def _not_repeated(run: RunFolder) -> list[str]:
+    """What happened to the run that making it again does not do."""
+    record, found = run.record() or {}, []
+    processes, nodes = _processes_and_nodes(record)
+    if nodes > 1:
+        found.append(
+            f"it trained on {nodes} machines with {processes} process(es) each; here all "
+            f"{processes * nodes} are on one"
+        )
+    forked = record.get("forked_from")
+    if forked and fork_point(run) is None:
+        found.append(
+            f"it was forked from step {forked['step']} of {forked['run']}, and that checkpoint "
+            "is gone: it begins with the base model"
+        )
+    outcome = run.outcome("finetune")
+    figures = outcome.result if outcome else {}
+    if planned := figures.get("steps_planned"):
+        found.append(
+            f"its budget ended it after {figures['steps']:,} of {planned:,} steps; all are done now"
+        )
     return found
 
 
@@ -56,7 +121,8 @@ def reproduced(run: RunFolder, again: RunFolder) -> tuple[bool, str]:
     if same_model(run, again):
         return True, f"{again.root.name} is {run.root.name} bit for bit"
     where = "the steps' losses are the same" if step is None else f"losses differ at step {step}"
-    return False, f"{again.root.name} is not {run.root.name}: other weights, {where}"
+    others = "".join(f", {name} is another" for name in other_digests(run, again))
+    return False, f"{again.root.name} is not {run.root.name}: other weights, {where}{others}"
 
 
 def fork(home: Path, pvc: str, run_name: str, step: int | None, asked: Parameters) -> int:
@@ -91,6 +157,16 @@ def fork(home: Path, pvc: str, run_name: str, step: int | None, asked: Parameter
     }
     write_atomically(new.record_path, json.dumps(made, indent=1))
     return about["step"]
+
+
+def refuse_other_fork(record: Mapping[str, Any], run: str, step: int | None, name: str) -> None:
+    """Raise RequestError where the run `name` is no fork of this run and step."""
+    forked = record.get("forked_from") or {"run": "", "step": 0}
+    if forked["run"] != run or step not in (None, forked["step"]):
+        what = f"it began at step {forked['step']} of {forked['run']}" if forked["run"] else "a run"
+        raise RequestError(
+            f"--as is taken (got {name!r}, {what}). Take a name that no run has yet."
+        )
 
 
 def _changed(request: Mapping[str, Any], asked: Parameters) -> dict[str, Any]:

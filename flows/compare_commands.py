@@ -7,6 +7,7 @@ import click
 
 from flows import overview
 from flows.options import home_option, pvc_option
+from flows.parameters import Parameters
 from trainer.errors import EXIT_FAILED
 from trainer.run_folder import RunFolder
 
@@ -37,9 +38,11 @@ def reproduce(run: str, name: str | None, home: Path, pvc: str) -> None:
     from flows.running import run_flow
 
     known = overview.known_run(home, pvc, run)
+    asked = again.recorded_parameters(known, pvc, name or f"{run}-again", **again.worked_out(known))
     for missing in again.what_is_missing(known, home, pvc):
         print(f"may differ: {missing}", file=sys.stderr)
-    asked = again.recorded_parameters(known, pvc, name or f"{run}-again")
+    if forked := again.fork_point(known):
+        _fork_once(home, pvc, *forked, asked)
     run_flow(asked, home, on_cluster=False)
     same, sentence = again.reproduced(known, RunFolder(home / pvc, asked.run_name))
     click.echo(sentence)
@@ -50,14 +53,19 @@ def reproduce(run: str, name: str | None, home: Path, pvc: str) -> None:
 @click.command()
 @click.argument("run")
 @click.option("--step", type=int, help="Checkpoint to begin from.  [default: the newest]")
-@click.option("--as", "name", required=True, help="Name of the new run.")
+@click.option("--as", "name", help="Name of the new run.  [default: RUN-fork]")
 @click.option(
     "-p", "--param", "assignments", multiple=True, metavar="NAME=VALUE", help="What is to change."
 )
 @home_option
 @pvc_option
 def fork(
-    run: str, step: int | None, name: str, assignments: tuple[str, ...], home: Path, pvc: str
+    run: str,
+    step: int | None,
+    name: str | None,
+    assignments: tuple[str, ...],
+    home: Path,
+    pvc: str,
 ) -> None:
     """Go on from a checkpoint of a run as a new run, with other parameters.
 
@@ -66,17 +74,28 @@ def fork(
         finetune fork RUN --step 500 --as slower -p learn_rate=1e-5
     """
     from flows import again
-    from flows.running import check_request, run_flow
+    from flows.running import run_flow
 
     known = overview.known_run(home, pvc, run)
     changed = dict(assignment.partition("=")[::2] for assignment in assignments)
     again.refuse_what_cannot_fork(changed)
-    asked = again.recorded_parameters(known, pvc, name, **changed)
-    if RunFolder(home / pvc, name).record() is None:
+    asked = again.recorded_parameters(known, pvc, name or f"{run}-fork", **changed)
+    _fork_once(home, pvc, run, step, asked)
+    run_flow(asked, home, on_cluster=False)
+
+
+def _fork_once(home: Path, pvc: str, run: str, step: int | None, asked: Parameters) -> None:
+    """Make the fork's folder, or find the same one: it is gone on with."""
+    from flows import again
+    from flows.running import check_request
+
+    record = RunFolder(home / pvc, asked.run_name).record()
+    if record is None:
         check_request(asked, home)
         begun = again.fork(home, pvc, run, step, asked)
-        print(f"{name} goes on from step {begun} of {run}", file=sys.stderr)
-    run_flow(asked, home, on_cluster=False)
+        print(f"{asked.run_name} goes on from step {begun} of {run}", file=sys.stderr)
+    else:
+        again.refuse_other_fork(record, run, step, asked.run_name)
 
 
 @click.command()

@@ -1,11 +1,13 @@
 """`finetune diff A B`: what two runs were asked, made from, and came to."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import read_manifest
+from trainer.errors import RequestError, StepError
 from trainer.report.facts import evaluation, read_lines
 from trainer.run_folder import RunFolder
 
@@ -19,6 +21,7 @@ def compare(one: RunFolder, other: RunFolder) -> str:
         "parameters": _differing(*(record.get("request", {}) for record in records)),
         "data": data_differences(*(_sources(run) for run in (one, other))),
         "versions": _differing(*(record.get("versions", {}) for record in records)),
+        "code": _differing(*(_code(record) for record in records)),
         "made from": _differing(*(_digests(record) for record in records)),
         "losses": _losses(one, other),
     }
@@ -40,6 +43,19 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _digests(record: Mapping[str, Any]) -> dict[str, Any]:
     names = ("model", "tokens_digest", "tokenizer_digest", "sizing")
     return {name: record[name] for name in names if name in record}
+
+
+def _code(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the model's own code, which trust_remote_code ran: its commit, and a digest by file."""
+    code = record.get("code", {})
+    return {**{name: code.get(name) for name in ("id", "commit")}, **code.get("files", {})}
+
+
+def other_digests(one: RunFolder, other: RunFolder) -> list[str]:
+    """Which digests of what a run is made from are not the same: tokens, tokenizer."""
+    records = [run.record() or {} for run in (one, other)]
+    names = ("tokens_digest", "tokenizer_digest")
+    return [name for name in names if records[0].get(name) != records[1].get(name)]
 
 
 def _sources(run: RunFolder) -> dict[str, tuple[int, str]] | None:
@@ -65,8 +81,7 @@ def data_differences(
         for path, (size, digest) in one.items()
         if path in other and (size, digest) != other[path]
     ]
-    more = len(lines) - MOST_FILES
-    return lines if more <= 0 else [*lines[:MOST_FILES], f"and {more} more files"]
+    return _first(lines)
 
 
 def _losses(one: RunFolder, other: RunFolder) -> list[str]:
@@ -104,16 +119,38 @@ def same_model(one: RunFolder, other: RunFolder) -> bool:
     return bool(weights[0]) and weights[0] == weights[1]
 
 
-def dataset_changes(one: RunFolder, folder: Path) -> list[str]:
-    """Source files of the run that its dataset's folder lacks, or has in other sizes."""
+def dataset_changes(one: RunFolder, volume: Path, dataset: str) -> list[str]:
+    """Files of the dataset that are not as the run had them, or that it had not.
+
+    Of files elsewhere than on the volume the size alone is compared.
+    """
+    from trainer.tokens.sources import list_sources
+
     sources = _sources(one)
-    if sources is None or not folder.is_dir():
-        return []
-    found = []
-    for path, (size, _) in sources.items():
-        file = folder / path
-        if not file.is_file():
-            found.append(f"{path} is gone")
-        elif file.stat().st_size != size:
-            found.append(f"{path} had {size:,} bytes, has {file.stat().st_size:,}")
-    return found
+    if sources is None:
+        return ["its tokens were pruned: whether the text is the same is not known"]
+    try:
+        there = {source.path: source for source in list_sources(str(volume), dataset)}
+    except (RequestError, StepError) as error:
+        return [str(error)]
+    lines = [f"{path} is gone" for path in sources if path not in there]
+    lines += [f"{path} is new" for path in there if path not in sources]
+    for path, (size, digest) in sources.items():
+        if path not in there:
+            continue
+        now = there[path]
+        if now.size != size:
+            lines.append(f"{path} had {size:,} bytes, has {now.size:,}")
+        elif digest and not now.remote and _digest_of(now.location) != digest:
+            lines.append(f"{path} has other content, of the same size")
+    return _first(lines)
+
+
+def _digest_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - MOST_FILES
+    return lines if more <= 0 else [*lines[:MOST_FILES], f"and {more} more files"]

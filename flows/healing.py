@@ -22,9 +22,24 @@ MOST_STARTS = 5  # of one run; then somebody has to look
 MISSED_BEATS = 3
 OURS: dict[str, str | list[str]] = {
     "prefect.resource.role": "flow",
-    "prefect.resource.name": "finetune",
+    "prefect.resource.name": ["finetune", "retrain", "sweep"],
 }
-ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "AwaitingRetry", "Paused")
+# A run that another one started, or a person, has no worker that would start it again.
+OF_A_WORKER: dict[str, str | list[str]] = {
+    "prefect.resource.role": "deployment",
+    "prefect.resource.id": "prefect.deployment.*",
+}
+DECISIONS = ("Promoted", "Kept", "Unchanged")  # the names under which `retrain` is completed
+ENDS = (
+    *DECISIONS,
+    "Completed",
+    "Failed",
+    "Crashed",
+    "Cancelled",
+    "Cancelling",
+    "AwaitingRetry",
+    "Paused",
+)
 
 
 def automations(heartbeat_seconds: int) -> list[AutomationCore]:
@@ -50,7 +65,7 @@ def automations(heartbeat_seconds: int) -> list[AutomationCore]:
         match=ResourceSpecification(
             {"prefect.resource.id": f"{run}.*", "prefect.run-count": starts}
         ),
-        match_related=ResourceSpecification(OURS),
+        match_related=[ResourceSpecification(OURS), ResourceSpecification(OF_A_WORKER)],
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,
         threshold=1,

@@ -16,8 +16,13 @@ from prefect.events import EventTrigger, Posture, ResourceSpecification, SendNot
 from flows import healing
 from trainer.errors import RequestError
 
-# What is told, by the state that a run enters.
-STATES = {"failed": "Failed", "crashed": "Crashed", "late": "Late", "finished": "Completed"}
+# What is told, by the states that a run enters. A retraining that found nothing to do is not.
+STATES = {
+    "failed": ("Failed",),
+    "crashed": ("Crashed",),
+    "late": ("Late",),
+    "finished": ("Completed", "Promoted", "Kept"),
+}
 SUBJECT = "finetune: {{ flow_run.name }} is {{ flow_run.state.name }}"
 BODY = (
     "{{ flow_run.name }} is {{ flow_run.state.name }}\n"
@@ -34,16 +39,21 @@ def apply(blocks: Sequence[str]) -> list[str]:
         RequestError: There is no such block.
     """
     actions = [_action(block) for block in blocks]
-    told = [_telling(kind, actions) for kind in STATES] if actions else []
+    told = telling(actions) if actions else []
     return healing.apply([*healing.automations(healing.heartbeat_seconds()), *told])
+
+
+def telling(actions: Sequence[SendNotification]) -> list[AutomationCore]:
+    """One automation for each kind of end, which takes these actions."""
+    return [_telling(kind, actions) for kind in STATES]
 
 
 def _telling(kind: str, actions: Sequence[SendNotification]) -> AutomationCore:
     return AutomationCore(
         name=f"finetune: tell of {kind} runs",
-        description=f"Sends a notification when a finetune run is {kind}.",
+        description=f"Sends a notification when a run is {kind}: of finetune, retrain or sweep.",
         trigger=EventTrigger(
-            expect={f"prefect.flow-run.{STATES[kind]}"},
+            expect={f"prefect.flow-run.{state}" for state in STATES[kind]},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=ResourceSpecification(healing.OURS),
             for_each={"prefect.resource.id"},

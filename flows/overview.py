@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.reference_claim import reference_runs
+from flows.reference_claim import reference_runs, token_files
 from infra import local_service
 from infra.local_processes import LocalBackend
 from tasks.local_deployment import FINAL_MANIFEST, as_it_is_now, serving_final
@@ -36,12 +36,12 @@ class RunRow:
 
 
 def list_runs(home: Path, pvc: str) -> list[RunRow]:
-    """Every run on the volume, the reference's too, the newest first."""
+    """Every run on the volume, the reference's and its token files too, the newest first."""
     records = sorted((home / pvc).glob("*/run.json"))
     rows = [_row(home, pvc, path.parent.name) for path in records]
     rows += [
         RunRow(**found, dataset="", base_loss=None, loss=None, dollars=None)
-        for found in reference_runs(home / pvc)
+        for found in (*reference_runs(home / pvc), *token_files(home / pvc))
     ]
     return sorted(rows, key=lambda row: row.created, reverse=True)
 

@@ -100,7 +100,8 @@ def notify_data(dataset: str, pvc: str) -> None:
     "--over",
     multiple=True,
     metavar="NAME=VALUES",
-    help="What varies: learn_rate=1e-5,1e-4 or learn_rate=1e-6..1e-3 or ...:log; may be repeated.",
+    help="What varies: learn_rate=1e-5,1e-4 or =1e-6..1e-3 or =...:log, gradients=1..8 in whole "
+    "numbers; may be repeated.",
 )
 @click.option("--method", type=click.Choice(["grid", "random"]), default="grid", show_default=True)
 @click.option("--trials", default=8, show_default=True, help="How many to draw at random.")

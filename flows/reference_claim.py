@@ -36,6 +36,22 @@ def reference_runs(volume: Path) -> list[dict[str, str]]:
     return found
 
 
+def token_files(volume: Path) -> list[dict[str, str]]:
+    """Name, state and time of each token file there."""
+    found = []
+    for path in sorted(volume.glob("*.tokens")):
+        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        found.append(
+            {
+                "name": path.name,
+                "state": f"the reference's tokens (-p dataset={path.name})",
+                "model": "",
+                "created": changed.isoformat(timespec="seconds"),
+            }
+        )
+    return found
+
+
 def _state(folder: Path, name: str) -> str:
     if (folder / "final/config.json").is_file():
         return f"the reference's, finished (finetune adopt {name})"

@@ -27,7 +27,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import BeforeValidator
 
 from flows.parameters import Parameters, takes
-from flows.trials import Trial, Values, going_on, make_trials, picture, rungs, table
+from flows.trials import Trial, Values, check_losses, going_on, make_trials, picture, rungs, table
 from infra.place import BACKEND_VARIABLE, home_from_environment
 from tasks.running import current_watcher
 from trainer.config import Count, RunName, load_parameters
@@ -90,6 +90,7 @@ def run_sweep(parameters: SweepParameters, home: Path, say: Say) -> list[Trial]:
     Raises:
         RequestError: A trial would be refused; nothing was started.
         Interrupted: A signal came; the same sweep goes on.
+        StepError: Every trial of a round failed.
     """
     trials = make_trials(
         parameters.over, parameters.method, parameters.trials, parameters.random_seed
@@ -105,6 +106,7 @@ def run_sweep(parameters: SweepParameters, home: Path, say: Say) -> list[Trial]:
         done = _run_all(parameters, asked, requests, home, say)
         known |= {trial.number: trial for trial in done}
         _record(parameters, home, list(known.values()))
+        check_losses(done)
         trials = going_on(done, parameters.halving)
     return list(known.values())
 

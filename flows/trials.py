@@ -11,14 +11,19 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from trainer.errors import StepError
+
 
 class Range(BaseModel):
-    """Numbers between two, drawn evenly, or evenly in their logarithm."""
+    """Numbers between two, drawn evenly, or evenly in their logarithm.
+
+    Between two integers, those that lie there: 1 to 8, and not 1.0 to 8.0.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min: float
-    max: float
+    min: int | float
+    max: int | float
     log: bool = False
     steps: Annotated[int, Ge(2)] = 3
     """Points in a grid."""
@@ -32,14 +37,19 @@ class Range(BaseModel):
 
     def at(self, share: float) -> float:
         """The number at this share of the way, 0 to 1, rounded to what tells them apart."""
+        if isinstance(self.min, int) and isinstance(self.max, int):
+            return round(self._at(share))
+        return float(f"{self._at(share):.6g}")
+
+    def _at(self, share: float) -> float:
         if self.log:
-            found = math.exp(math.log(self.min) * (1 - share) + math.log(self.max) * share)
-        else:
-            found = self.min * (1 - share) + self.max * share
-        return float(f"{found:.6g}")
+            return math.exp(math.log(self.min) * (1 - share) + math.log(self.max) * share)
+        return self.min * (1 - share) + self.max * share
 
     def grid(self) -> list[float]:
-        return [self.at(step / (self.steps - 1)) for step in range(self.steps)]
+        """Its points, each once."""
+        points = [self.at(step / (self.steps - 1)) for step in range(self.steps)]
+        return list(dict.fromkeys(points))
 
 
 Values = list[Any] | Range
@@ -59,7 +69,10 @@ class Trial:
 def make_trials(
     over: Mapping[str, Values], method: Literal["grid", "random"], count: int, seed: int
 ) -> list[Trial]:
-    """All points of the grid, or `count` that are drawn; the same for the same seed."""
+    """All points of the grid, or `count` that are drawn; the same for the same seed.
+
+    A point that is drawn again makes no other trial.
+    """
     if method == "grid":
         lists = [v.grid() if isinstance(v, Range) else v for v in over.values()]
         points = [dict(zip(over, point, strict=True)) for point in itertools.product(*lists)]
@@ -72,6 +85,7 @@ def make_trials(
             }
             for _ in range(count)
         ]
+        points = [point for at, point in enumerate(points) if point not in points[:at]]
     return [Trial(number=number, values=values) for number, values in enumerate(points, 1)]
 
 
@@ -93,6 +107,16 @@ def going_on(trials: Sequence[Trial], eta: int) -> list[Trial]:
     measured = [trial for trial in trials if trial.loss is not None]
     best = sorted(measured, key=lambda trial: (trial.loss, trial.number))
     return best[: max(1, math.ceil(len(trials) / eta))]
+
+
+def check_losses(trials: Sequence[Trial]) -> None:
+    """Raise StepError where no trial of a round came to a loss."""
+    if all(trial.loss is None for trial in trials):
+        runs = ", ".join(trial.run for trial in trials)
+        raise StepError(
+            f"the sweep has no trial with a loss (got {len(trials)} that failed: {runs}). "
+            "What each of them said stands above. Start the sweep again when that is mended."
+        )
 
 
 # --- what is shown ----------------------------------------------------------------------

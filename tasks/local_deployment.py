@@ -85,7 +85,7 @@ def rollback_here(volume: Path, run_name: str, logs: str = "logs") -> Service:
 
 
 def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say: Say) -> Outcome:
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    started, clock = datetime.now(UTC).isoformat(timespec="milliseconds"), time.monotonic()
     run_name, keep = parameters["run_name"], stays(parameters)
     serving = local_service.running(volume, run_name)
     try:

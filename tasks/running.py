@@ -114,9 +114,11 @@ class PrefectWatcher:
 
 def run_step(run: Run, spec: StepSpec) -> Outcome:
     """Follow the step to its end within a task; see `follow_step` for its errors."""
-    metrics = run.volume_folder.metrics if run.volume_folder else None
-    earlier = read_lines(metrics) if metrics and spec.step == "finetune" else ()
-    pictures = TrainingPictures(run.run_name, run.plan.get("steps"), earlier)
+    folder = run.volume_folder if spec.step == "finetune" else None
+    earlier = (
+        [read_lines(path) for path in (folder.metrics, folder.samples)] if folder else [(), ()]
+    )
+    pictures = TrainingPictures(run.run_name, run.plan.get("steps"), *earlier)
     watchers: list[Watcher] = [PrefectWatcher(run.run_name, pictures)]
     if run.watcher is not None:
         watchers.append(run.watcher)

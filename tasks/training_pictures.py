@@ -24,14 +24,19 @@ class TrainingPictures:
         name: Prefix of their keys.
         total_steps: Of the run, as planned; None: not known.
         earlier: Lines of metrics.jsonl of earlier attempts.
+        earlier_samples: Lines of samples.jsonl of them.
     """
 
     def __init__(
-        self, name: str, total_steps: int | None, earlier: Iterable[Mapping[str, Any]]
+        self,
+        name: str,
+        total_steps: int | None,
+        earlier: Iterable[Mapping[str, Any]],
+        earlier_samples: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self._name, self._total_steps = name, total_steps
         self._metrics = [_kept(line) for line in earlier]
-        self._samples: list[dict[str, Any]] = []
+        self._samples = [_row(line) for line in earlier_samples]
         self._ids: dict[str, uuid.UUID] = {}
         self._next = 0.0
 
@@ -46,7 +51,8 @@ class TrainingPictures:
 
     def sample(self, line: Mapping[str, Any]) -> None:
         """Take a line of samples.jsonl."""
-        row = {"step": line["step"], "prompt": line["prompt"], "text": line["texts"][0]}
+        row = _row(line)
+        self._samples = [other for other in self._samples if not _is_done_again(other, row)]
         self._samples.append(row)
 
     def show(self) -> None:
@@ -67,6 +73,16 @@ class TrainingPictures:
             return
         with get_client(sync_client=True) as client:
             client.update_artifact(self._ids[kind], ArtifactUpdate(data=data))
+
+
+def _row(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"step": line["step"], "prompt": line["prompt"], "text": line["texts"][0]}
+
+
+def _is_done_again(row: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether an earlier attempt's sample lies beyond the checkpoint that was gone on from."""
+    same = (row["step"], row["prompt"]) == (now["step"], now["prompt"])
+    return same or row["step"] > now["step"]
 
 
 def _kept(line: Mapping[str, Any]) -> dict[str, Any]:

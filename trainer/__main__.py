@@ -18,7 +18,7 @@ from types import FrameType
 
 from trainer.config import STEP_CONFIGS, StepConfig, load_step_config
 from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, Signalled, StepError
-from trainer.journal import begin
+from trainer.journal import begin, placed_at
 from trainer.outcome import Outcome, write_termination_message
 from trainer.report.page import write_page
 from trainer.run_folder import RunFolder
@@ -50,7 +50,7 @@ def _stop_on_signal(signum: int, frame: FrameType | None) -> None:
 
 
 def _run(step: str, config: StepConfig) -> tuple[Outcome, int]:
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    started, clock = datetime.now(UTC).isoformat(timespec="milliseconds"), time.monotonic()
 
     def outcome(status: str, result: StepResult) -> Outcome:
         return Outcome(
@@ -89,7 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_step_config(args.step, _config_text(args.config))
         if config.run_name and args.step != "serve" and node_rank() == 0:
             run_folder = RunFolder(config.volume, config.run_name)
-            journal = begin(run_folder, args.step, flow_began=config.flow_began, asked=config.asked)
+            journal = begin(
+                run_folder,
+                args.step,
+                flow_began=config.flow_began,
+                asked=config.asked,
+                placed=placed_at(args.config),
+            )
         outcome, exit_code = _run(args.step, config)
     except RequestError as error:
         print(error, file=sys.stderr)

@@ -74,6 +74,9 @@ def _look(config: ChampionConfig) -> StepResult:
         if config.start_from == "last" and champion:
             pending["model"] = f"{named}/final"
         write_atomically(series.pending_path, json.dumps(pending))
+    if named == pending["run"]:
+        # `record` was killed on its way: the run is to be decided on, and replaces no other.
+        named = ""
     words = f"{_changed(trained, fingerprint)}: training {pending['run']} from {pending['model']}"
     result = {"decision": "train", "champion": named, "fingerprint": fingerprint}
     return StepResult(result={**result, **pending}, message=words)

@@ -110,16 +110,33 @@ class Journal:
 _current: list[Journal] = []
 
 
-def begin(run: RunFolder, step: str, *, flow_began: float = 0.0, asked: float = 0.0) -> Journal:
+def placed_at(config: str) -> float:
+    """When this process' pod came to its node (Unix time); 0 for one that is in no pod.
+
+    The kubelet makes a pod's volumes as soon as the pod is given to it, before it pulls the
+    image, and `..data` is how it puts the downward API's files in place.
+    Source: AtomicWriter in Kubernetes' pkg/volume/util/atomic_writer.go, and syncPod in
+    pkg/kubelet/kubelet.go, which waits for the volumes and then starts the containers.
+    """
+    try:
+        return (Path(config).parent / "..data").lstat().st_mtime
+    except OSError:  # also where the config is JSON and no path
+        return 0.0
+
+
+def begin(
+    run: RunFolder, step: str, *, flow_began: float = 0.0, asked: float = 0.0, placed: float = 0.0
+) -> Journal:
     """Begin the journal of this process, back at the moment the process was made.
 
     Args:
         flow_began: When the orchestrator began that asked for the step (Unix time; 0: unknown).
         asked: When it asked.
+        placed: When the machine for it was there, and its image was still to come.
     """
     # The kernel says when the process was made by a clock that may be half a second off.
-    began = max(asked, psutil.Process().create_time())
-    record = {**_empty(step, began), "flow_began": flow_began, "asked": asked}
+    began = max(asked, placed, psutil.Process().create_time())
+    record = {**_empty(step, began), "flow_began": flow_began, "asked": asked, "placed": placed}
     _current[:] = [Journal(run, record, run.times / f"{int(began * 1000)}-{step}.json")]
     return _current[0]
 
@@ -138,6 +155,7 @@ def _empty(step: str, began: float) -> dict[str, Any]:
         "step": step,
         "flow_began": 0.0,
         "asked": 0.0,
+        "placed": 0.0,
         "began": began,
         "seen": began,  # the last sign of life
         "status": "running",

@@ -1,6 +1,7 @@
 """Comparing runs, and new runs out of a recorded one: folders alone, nothing is trained here."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flows.comparing import compare, same_model
 from flows.parameters import Parameters
 from trainer.checkpoints import seal, verify
 from trainer.errors import RequestError
+from trainer.outcome import Outcome
 from trainer.run_folder import RunFolder
 
 PVC = "finetune-data"
@@ -91,33 +93,99 @@ def test_what_cannot_be_forked_is_refused(home: Path) -> None:
 def test_a_reproduction_is_the_same_or_says_where_it_is_not(home: Path) -> None:
     one = RunFolder(home / PVC, "one")
     same = make_run(home, "same", [5.0, 4.0, 3.0, 2.0])
-    other = make_run(home, "other", [5.0, 4.0, 3.5, 2.0])
+    other = make_run(home, "other", [5.0, 4.0, 3.5, 2.0], tokens_digest="y")
     assert again.reproduced(one, same) == (True, "same is one bit for bit")
     assert not same_model(one, other)
     is_same, sentence = again.reproduced(one, other)
-    assert not is_same and "losses differ at step 3" in sentence
+    assert not is_same and "losses differ at step 3, tokens_digest is another" in sentence
 
 
 def test_what_stands_in_the_way_of_the_same_bytes_is_named(home: Path) -> None:
-    (home / PVC / "dataset").mkdir()
-    (home / PVC / "dataset/a.txt").write_text("longer")
-    told = "\n".join(again.what_is_missing(RunFolder(home / PVC, "one"), home, PVC))
+    dataset, one = home / PVC / "dataset", RunFolder(home / PVC, "one")
+    assert "dataset is not there" in "\n".join(again.what_is_missing(one, home, PVC))
+    dataset.mkdir()
+    (dataset / "a.txt").write_text("longer")
+    (dataset / "more.txt").write_text("more")
+    told = "\n".join(again.what_is_missing(one, home, PVC))
     assert "torch is " in told and "was 1" in told
     assert "a.txt had 3 bytes, has 6" in told and "one is gone" in told
+    assert "more.txt is new" in told
     assert "the base model is not on the volume" in told
+    (dataset / "a.txt").write_text("new")
+    told = "\n".join(again.what_is_missing(one, home, PVC))
+    assert "a.txt has other content, of the same size" in told
+    shutil.rmtree(home / PVC / "tokens/one")
+    assert "its tokens were pruned" in "\n".join(again.what_is_missing(one, home, PVC))
+
+
+def test_as_many_processes_train_again_in_as_large_batches(home: Path) -> None:
+    request = {**REQUEST, "batch_size": -1}
+    config = {"processes": 2, "nodes": 3}
+    run = make_run(home, "wide", [1.0], request=request, config=config, sizing={"batch_size": 7})
+    asked = again.recorded_parameters(run, PVC, "new", **again.worked_out(run))
+    assert (asked.trainer_gpus, asked.batch_size) == (6, 7)
+    told = "\n".join(again.what_is_missing(run, home, PVC))
+    assert "it trained on 3 machines with 2 process(es) each; here all 6 are on one" in told
+    # What was asked stays as it was.
+    run = make_run(home, "asked", [1.0], request={**request, "batch_size": 4})
+    assert again.worked_out(run) == {}
+
+
+def test_a_schedule_that_its_budget_ended_is_named(home: Path) -> None:
+    run = RunFolder(home / PVC, "one")
+    figures = {"steps": 4, "steps_planned": 1200}
+    run.record_outcome(Outcome(step="finetune", status="done", result=figures))
+    told = "\n".join(again.what_is_missing(run, home, PVC))
+    assert "its budget ended it after 4 of 1,200 steps" in told
+
+
+def test_a_fork_is_made_again_from_where_it_was_forked(home: Path) -> None:
+    again.fork(home, PVC, "one", 2, asked(home))
+    new, one = (RunFolder(home / PVC, name) for name in ("new", "one"))
+    assert again.fork_point(one) is None
+    assert again.fork_point(new) == ("new", 2)
+    shutil.rmtree(new.checkpoints)  # pruned, as it went on
+    assert again.fork_point(new) == ("one", 2)
+    missing = "it was forked from step 2 of one, and that checkpoint is gone"
+    assert missing not in "\n".join(again.what_is_missing(new, home, PVC))
+    record = one.record()
+    assert record is not None
+    one.record_path.write_text(json.dumps({**record, "created": "9999-01-01"}))  # started over
+    assert again.fork_point(new) is None
+    assert missing in "\n".join(again.what_is_missing(new, home, PVC))
+
+
+def test_a_fork_that_is_there_is_gone_on_with_only_as_the_same(home: Path) -> None:
+    again.fork(home, PVC, "one", 2, asked(home))
+    record = RunFolder(home / PVC, "new").record()
+    assert record is not None
+    again.refuse_other_fork(record, "one", 2, "new")
+    again.refuse_other_fork(record, "one", None, "new")
+    for run, step in (("one", 4), ("two", 2)):
+        with pytest.raises(RequestError, match=r"--as is taken \(got 'new', it began at step 2"):
+            again.refuse_other_fork(record, run, step, "new")
+
+
+def test_a_run_that_was_adopted_has_nothing_to_be_made_again_from(home: Path) -> None:
+    run = make_run(home, "old", [1.0], request={"model": "m"}, adopted="tales")
+    with pytest.raises(RequestError, match=r"RUN was trained by the reference's .*\(got 'old'\)"):
+        again.recorded_parameters(run, PVC, "new")
 
 
 def test_two_runs_are_compared_by_kind(home: Path) -> None:
     request = {**REQUEST, "epochs": 3}
-    make_run(home, "two", [5.0, 4.5], request=request, versions={"torch": "2"})
+    code = {"id": "org/m", "commit": "c0ffee", "files": {"modeling.py": "12ab"}}
+    make_run(home, "two", [5.0, 4.5], request=request, versions={"torch": "2"}, code=code)
     text = compare(*(RunFolder(home / PVC, name) for name in ("one", "two")))
     for line in (
         "epochs: 1 | 3",
         "torch: '1' | '2'",
+        "commit: None | 'c0ffee'",
+        "modeling.py: 'not set' | '12ab'",
         "one: only in the first",
         "two: only in the second",
         "training differs from step 2 on",
     ):
         assert f"  {line}" in text.splitlines()
     same = compare(*(RunFolder(home / PVC, "one"),) * 2)
-    assert same.count("the same") == 5
+    assert same.count("the same") == 6

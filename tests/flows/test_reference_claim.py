@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from flows.overview import list_runs
 from tests.flows.small_volume import PVC, finetune
 from tests.flows.test_pipeline import REQUEST
 
@@ -77,6 +78,8 @@ def test_its_token_file_makes_the_store_of_the_text(
 
     name = f"dataset-models_tiny-{REQUEST['context']}-b-1-edd9879.tokens"
     shutil.copy(store() / "tokens.bin", claim / name)
+    (listed,) = [row for row in list_runs(home, PVC) if row.name == name]
+    assert f"-p dataset={name}" in listed.state
     assert (store("-p", f"dataset={name}") / "tokens.bin").read_bytes() == (
         claim / name
     ).read_bytes()

@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
 from flows.owner_commands import values_of
+from flows.sweep import SweepParameters, run_sweep
 from flows.trials import Range, Trial, going_on, make_trials, picture, rungs, table
 from tests.flows.small_volume import PVC, finetune
 from tests.flows.test_deployment import api
 from tests.flows.test_pipeline import REQUEST
-from trainer.errors import RequestError
+from trainer.errors import RequestError, StepError
 
 RATES = Range(min=1e-5, max=1e-3, log=True)
 
@@ -26,6 +28,18 @@ def test_a_grid_has_every_combination() -> None:
     points = [(trial.values["learn_rate"], trial.values["zero_stage"]) for trial in trials]
     assert points == [(1e-5, 0), (1e-5, 3), (1e-4, 0), (1e-4, 3), (1e-3, 0), (1e-3, 3)]
     assert [trial.number for trial in trials] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_range_between_integers_has_integers_alone_each_once() -> None:
+    gradients = values_of("gradients=1..8")[1]
+    drawn = make_trials({"gradients": Range(**gradients)}, "grid", 0, seed=1)
+    assert [repr(trial.values["gradients"]) for trial in drawn] == ["1", "4", "8"]
+    assert Range(min=1, max=2, steps=9).grid() == [1, 2]
+    assert Range(min=1, max=64, log=True).grid() == [1, 8, 64]
+    assert Range(min=1.0, max=2.0).grid() == [1.0, 1.5, 2.0]
+    drawn = make_trials({"epochs": Range(min=1, max=3)}, "random", 40, seed=1)
+    assert sorted(trial.values["epochs"] for trial in drawn) == [1, 2, 3]
+    assert [trial.number for trial in drawn] == [1, 2, 3]
 
 
 def test_random_trials_are_those_of_the_seed_and_within_the_range() -> None:
@@ -107,11 +121,23 @@ def test_a_trial_that_would_be_refused_stops_all_before_anything_starts(
     assert not list((home / PVC).glob("rates-*"))
 
 
+def test_a_sweep_whose_every_trial_fails_has_failed(home: Path) -> None:
+    given = {**REQUEST, "run_name": "lost", "over": {"epochs": [1]}}
+    said: list[str] = []
+    nobody = {PREFECT_API_URL: "http://127.0.0.1:9/api"}
+    with (
+        temporary_settings(nobody),
+        pytest.raises(StepError, match=r"no trial with a loss \(got 1 that failed: lost-1\)"),
+    ):
+        run_sweep(SweepParameters(**given), home, said.append)
+    assert "does not answer" in "".join(said)
+
+
 @pytest.mark.timeout(900)
 def test_one_that_is_interrupted_goes_on_and_the_best_is_trained_longest(
     home: Path, environment: dict[str, str], api_url: str
 ) -> None:
-    options = ["--over", "learn_rate=1e-7,1e-3", "--halving", "2"]
+    options = ["--over", "learn_rate=1e-7,1e-3", "--halving", "2", "--parallel", "2"]
     process = asked(home, environment, *options)
     first = home / PVC / "rates-1-e1/evaluation.json"
     deadline = time.monotonic() + 400

@@ -19,16 +19,21 @@ def data_of(api_url: str, key: str) -> list[Any]:
         return [artifact.data for artifact in client.read_artifacts(artifact_filter=wanted)]
 
 
+def sample(step: int, text: str) -> dict[str, Any]:
+    return {"step": step, "prompt": "The sheriff", "texts": [text, "slept."]}
+
+
 def test_curves_and_samples_are_kept_up_to_date_in_place(api_url: str) -> None:
     earlier = curve(6)
     with temporary_settings({PREFECT_API_URL: api_url}):
-        pictures = TrainingPictures("tales", 10, earlier)
+        samples = [sample(step, "of before") for step in (3, 5, 6)]
+        pictures = TrainingPictures("tales", 10, earlier, samples)
         pictures.metric(earlier[4])  # step 5: goes on from a checkpoint after step 4
         pictures.metric({"step": 5, "eval_loss": 4.0})
         for line in curve(10)[5:]:
             pictures.metric(line)
         for step in (5, 10):
-            pictures.sample({"step": step, "prompt": "The sheriff", "texts": ["rode.", "slept."]})
+            pictures.sample(sample(step, "rode."))
         pictures.show()
     (url,) = data_of(api_url, "tales-curves")
     head, _, encoded = url.partition(",")
@@ -37,7 +42,11 @@ def test_curves_and_samples_are_kept_up_to_date_in_place(api_url: str) -> None:
     assert (len(training), len(validation)) == (10, 1)
     (table,) = data_of(api_url, "tales-samples")
     rows = json.loads(table) if isinstance(table, str) else table
-    assert [(row["step"], row["text"]) for row in rows] == [(5, "rode."), (10, "rode.")]
+    assert [(row["step"], row["text"]) for row in rows] == [
+        (3, "of before"),
+        (5, "rode."),
+        (10, "rode."),
+    ]
 
 
 def test_a_step_that_trains_nothing_shows_nothing(api_url: str) -> None:

@@ -31,7 +31,7 @@ def run_steps(backend: Backend, watchers: list[Watcher]) -> dict[str, Outcome]:
     values, outcomes = REQUEST.model_dump(), {}
 
     def follow(step: str, config: dict[str, Any]) -> dict[str, Any]:
-        outcomes[step] = follow_step(backend, _spec(step, config), watchers)
+        outcomes[step] = follow_step(backend, spec_of(step, config), watchers)
         return outcomes[step].result
 
     fetched = follow("fetch", configs.fetch_config(values, REQUEST.request))
@@ -51,7 +51,8 @@ def orchestrate(volumes: str) -> dict[str, str]:
     return {step: outcome.status for step, outcome in run_steps(backend, []).items()}
 
 
-def _spec(step: str, config: dict[str, Any]) -> StepSpec:
+def spec_of(step: str, config: dict[str, Any]) -> StepSpec:
+    """A step of the run as the backend is told of it."""
     return StepSpec(
         step=step,
         run_name="run",

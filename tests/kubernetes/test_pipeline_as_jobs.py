@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,22 @@ import pytest
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from infra.local_processes import LocalBackend
 from infra.manifests_settings import ClusterSettings
+from tasks import configs
 from tests.flows.small_volume import PVC, make_volume
 from tests.kubernetes.job_history import jobs_seen
 from tests.kubernetes.orchestrators import Orchestrators
-from tests.kubernetes.pipeline import STEPS, run_steps
+from tests.kubernetes.pipeline import REQUEST, STEPS, run_steps, spec_of
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
 from tests.kubernetes_double.cluster import Cluster
+from trainer.errors import EXIT_REFUSED
 from trainer.events import Event
 from trainer.outcome import Outcome
+from trainer.report.times import ledger
+from trainer.run_folder import RunFolder
 
 AWAY = "the cluster does not answer"
+WAIT_SECONDS = 2.0
+CLOCKS_DIFFER = 1.0  # the kernel tells a process' start by a clock of its own
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
@@ -112,6 +119,30 @@ def test_evicted_twice_and_the_api_away_the_final_model_is_the_same_bit_for_bit(
     assert sum("goes on from step" in line for line in watcher.lines) == 2
     assert "the cluster answers again" in watcher.lines
     assert_same_model(volume, undisturbed)
+
+
+def test_waiting_for_a_machine_and_for_its_image_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / PVC, "run")
+    run.root.mkdir(parents=True)
+    run.record_path.write_text(json.dumps({"request": REQUEST.request}))
+    with real_cluster(tmp_path, monkeypatch) as cluster:
+        cluster.node.pull_seconds = WAIT_SECONDS
+        right = dict(cluster.node.labels)
+        cluster.node.labels.clear()  # no node suits
+        threading.Timer(WAIT_SECONDS, lambda: cluster.node.labels.update(right)).start()
+        backend = KubernetesBackend(ClusterSettings(), look_seconds=0.3, volumes=tmp_path)
+        config = configs.fetch_config(REQUEST.model_dump(), REQUEST.request)
+        spec = spec_of("fetch", {**config, "asked": time.time()})
+        backend.submit(spec)
+        # There is no text on this volume: how a step ends makes no difference.
+        assert backend.wait(spec, print).exit_code == EXIT_REFUSED
+        took = time.time() - spec.config["asked"]
+    parts = ledger(run)
+    assert parts["queue"] > WAIT_SECONDS - 0.1
+    assert parts["image"] > WAIT_SECONDS - CLOCKS_DIFFER
+    assert sum(parts.values()) < took
 
 
 def test_orchestrators_killed_at_their_first_request_their_second_and_so_on_share_the_work(

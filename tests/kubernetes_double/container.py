@@ -31,7 +31,6 @@ class Container:
         folder: For its log, its own files and its termination message.
         volumes: Folder of each claim.
         entrypoint: Command in place of `python -m trainer`, for stand-ins.
-        node_environment: Variables that every container on this node gets, over its own.
         hosts: Addresses of the cluster's names.
     """
 
@@ -41,22 +40,29 @@ class Container:
         folder: Path,
         volumes: Mapping[str, Path],
         entrypoint: list[str] | None = None,
-        node_environment: Mapping[str, str] | None = None,
         hosts: Mapping[str, str] | None = None,
     ) -> None:
         self.log = folder / "log"
         self.killed_for = ""  # "OOMKilled": what the terminated state gives as reason
         self._pod, self._folder, self._volumes = pod, folder, volumes
         self._entrypoint = entrypoint or [sys.executable, "-m", "trainer"]
-        self._node_environment = node_environment or {}
         self._hosts = hosts or {}
         self.port: int | None = None  # where it is to listen, if its spec has a port
         self._termination = folder / "termination"
         self._process: asyncio.subprocess.Process | None = None
         self._last_stamp = 0
 
-    async def start(self) -> None:
+    def mount(self) -> None:
+        """Make its mounts, as the kubelet does before it pulls the image."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._mounts(self._pod["spec"]["containers"][0])
+
+    async def start(self, node_environment: Mapping[str, str]) -> None:
+        """Start its process.
+
+        Args:
+            node_environment: Variables that it gets over its own.
+        """
         self.log.touch()
         spec = self._pod["spec"]["containers"][0]
         mounts = self._mounts(spec)
@@ -73,7 +79,7 @@ class Container:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             cwd=ROOT,
-            env=self._environment(spec, mounts),
+            env={**self._environment(spec, mounts), **node_environment},
             limit=LINE_LIMIT,
         )
 
@@ -150,6 +156,8 @@ class Container:
                 text = _field(self._pod, item["fieldRef"]["fieldPath"])
                 path = mounts[mount["mountPath"]] / item["path"]
                 path.write_text(self._rewritten(text, mounts))
+                if not (path.parent / "..data").is_symlink():
+                    (path.parent / "..data").symlink_to(".")
         return mounts
 
     def _environment(self, spec: Object, mounts: Mapping[str, Path]) -> dict[str, str]:
@@ -163,7 +171,7 @@ class Container:
         here = {"PATH": os.environ["PATH"], TERMINATION_VARIABLE: str(self._termination)}
         if self.port is not None:
             here["PORT"] = str(self.port)  # as Knative does; every Pod is on this one machine
-        return {**given, **here, **self._node_environment}
+        return {**given, **here}
 
     def _rewritten(self, text: str, mounts: Mapping[str, Path]) -> str:
         return _rewritten(text, {**mounts, **self._hosts})

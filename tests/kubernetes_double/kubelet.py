@@ -31,6 +31,7 @@ class Node:
         }
     )
     missing_images: set[str] = field(default_factory=set)
+    pull_seconds: float = 0.0  # what an image takes to come
     mount_failure: str = ""  # the words with which no volume can be mounted
     entrypoint: list[str] | None = None  # in place of `python -m trainer`
     environment: dict[str, str] = field(default_factory=dict)
@@ -138,22 +139,18 @@ class Kubelet:
         if words := self._node.mount_failure:
             self._events.tell(pod, "Warning", "FailedMount", words, "kubelet")
             await self._hold(pod, lambda: not self._node.mount_failure)
+        uid = pod["metadata"]["uid"]
+        container = Container(
+            pod, self._folder / uid, self._volumes, self._node.entrypoint, self._node.hosts
+        )
+        container.mount()
         await self._pull(pod)
         if words := missing_secret(self._store, pod):
             self._set_status(pod, pod_status.waiting(pod, "CreateContainerConfigError", words))
             self._events.tell(pod, "Warning", "Failed", f"Error: {words}", "kubelet")
             await self._hold(pod, lambda: not missing_secret(self._store, pod))
         pod = self._set_status(pod, pod_status.waiting(pod, "ContainerCreating"))
-        uid = pod["metadata"]["uid"]
-        container = Container(
-            pod,
-            self._folder / uid,
-            self._volumes,
-            self._node.entrypoint,
-            self._environment(pod),
-            self._node.hosts,
-        )
-        await container.start()
+        await container.start(self._environment(pod))
         self.containers[uid] = container
         self._events.tell(pod, "Normal", "Created", "Container created", "kubelet")
         current = self._current(pod) or pod
@@ -173,6 +170,7 @@ class Kubelet:
         image = container["image"]
         if image in self._node.missing_images:
             await self._miss(pod, container, image)
+        await asyncio.sleep(self._node.pull_seconds)
         words = f'Container image "{image}" already present on machine'
         words += " and can be accessed by the pod"
         self._events.tell(pod, "Normal", "Pulled", words, "kubelet")

@@ -65,6 +65,16 @@ def test_a_process_that_is_killed_has_left_its_journal(
     assert (record["status"], record["flow_began"], record["asked"]) == ("running", 1.0, 2.0)
 
 
+def test_a_pod_knows_when_its_node_had_it(run: RunFolder, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    assert journal.placed_at(str(config)) == journal.placed_at('{"volume": "/data"}') == 0
+    (tmp_path / "..data").symlink_to("..2026_11_27")  # as the kubelet leaves it
+    placed = journal.placed_at(str(config))
+    assert placed == pytest.approx(time.time(), abs=60)
+    journal.begin(run, "finetune", asked=placed - 9, placed=placed).close("done")
+    assert written(run)["asked"] < written(run)["placed"] <= written(run)["began"]
+
+
 def test_a_checkpoint_is_written_down_at_once(run: RunFolder) -> None:
     begun = journal.begin(run, "finetune")
     begun.went_on_from(20)

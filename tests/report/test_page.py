@@ -83,7 +83,7 @@ def test_plan_stands_beside_fact(run: RunFolder) -> None:
 def test_time_and_money_are_shown_by_part(run: RunFolder) -> None:
     table = rows(page(run))
     assert table["compute"][:3] == ["50:00 min", "83.1 %", "$1.67"]
-    assert table["queue and image"][:3] == ["10.0 s", "0.3 %", ""]
+    assert table["queue"][:3] == ["10.0 s", "0.3 %", ""]
 
 
 def test_it_needs_no_network_and_runs_nothing_of_the_text(run: RunFolder) -> None:

@@ -153,6 +153,21 @@ def test_recording_twice_leaves_one_decision(nightly: Nightly) -> None:
     assert len(nightly.series.decisions()) == 1
 
 
+def test_one_that_was_killed_as_it_was_recorded_replaces_no_champion(nightly: Nightly) -> None:
+    run = nightly.step("look")["run"]
+    pending = nightly.series.pending_path.read_text()
+    nightly.trained(run, loss=1.0)
+    nightly.decide(run)
+    # Killed after champion.json was written, and before anything else.
+    nightly.series.pending_path.write_text(pending)
+    nightly.series.decisions_path.unlink()
+    look = nightly.step("look")
+    assert (look["decision"], look["run"], look["champion"]) == ("train", run, "")
+    assert nightly.decide(run)["decision"] == "promoted"
+    assert nightly.champion() == run
+    assert [entry["run"] for entry in nightly.series.decisions()] == [run]
+
+
 def test_without_held_out_text_nothing_is_compared(nightly: Nightly) -> None:
     run = nightly.step("look")["run"]
     nightly.trained(run, loss=1.0)

@@ -1,10 +1,11 @@
 """Where a run's time went, over all its attempts: a ledger that adds up to the whole.
 
 Every moment from the first orchestrator's start to the last step's end counts once: as
-what the step under way was doing, else as waiting for a machine, else as orchestration,
-else as stopped. Training that no checkpoint kept counts as lost work.
+what the step under way was doing, else as waiting for its image, else for a machine, else
+as orchestration, else as stopped. Training that no checkpoint kept counts as lost work.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from typing import Any
 
 from trainer.run_folder import RunFolder
 
-QUEUE, ORCHESTRATION, STOPPED, LOST = "queue and image", "orchestration", "stopped", "lost work"
+QUEUE, IMAGE, LOST = "queue", "image", "lost work"
+ORCHESTRATION, STOPPED = "orchestration", "stopped"
 ORDER = [
-    *(ORCHESTRATION, QUEUE, "fetch", "tokenize", "load", "compute", "data wait"),
+    *(ORCHESTRATION, QUEUE, IMAGE, "fetch", "tokenize", "load", "compute", "data wait"),
     *("checkpoint stall", "evaluation", "final model", LOST, "deploy", STOPPED),
 ]
 # Steps that leave an outcome but no journal: the run had no folder yet, or it is no process.
@@ -38,10 +40,12 @@ def ledger(run: RunFolder) -> dict[str, float]:
     flows = [Span(r["flow_began"], r["seen"], {}) for r in records if r["flow_began"]]
     flows += [Span(r["began"], r["seen"], {}) for r in records if r["step"] == "flow"]
     steps = [r for r in records if r["step"] != "flow"]
-    queues = [Span(r["asked"], r["began"], {}) for r in steps if r["asked"]]
+    waits = [(r["asked"], r.get("placed") or r["began"], r["began"]) for r in steps if r["asked"]]
+    images = [Span(placed, began, {}) for _, placed, began in waits]
+    queues = [Span(asked, placed, {}) for asked, placed, _ in waits]
     spans = [Span(r["began"], r["seen"], p) for r, p in zip(steps, kept(steps), strict=True)]
     spans += _by_outcome(run, spans)
-    return add_up(spans, queues, flows)
+    return add_up(spans, {IMAGE: images, QUEUE: queues, ORCHESTRATION: flows})
 
 
 def kept(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -75,16 +79,19 @@ def _by_outcome(run: RunFolder, known: Sequence[Span]) -> list[Span]:
             continue
         began = datetime.fromisoformat(outcome.started).timestamp()
         ended = began + outcome.seconds
-        if not any(span.began <= ended and began <= span.ended for span in known):
+        if not any(span.began < ended and began < span.ended for span in known):
             found.append(Span(began, ended, {step: outcome.seconds}))
     return found
 
 
-def add_up(
-    steps: Sequence[Span], queues: Sequence[Span], flows: Sequence[Span]
-) -> dict[str, float]:
-    """Seconds by part; where spans overlap, a step goes before a queue, a queue before a flow."""
-    everything = [*steps, *queues, *flows]
+def add_up(steps: Sequence[Span], others: Mapping[str, Sequence[Span]]) -> dict[str, float]:
+    """Seconds by part; where spans overlap, a step goes first, then `others` as they come.
+
+    Args:
+        steps: With the parts of each.
+        others: By the part that they are.
+    """
+    everything = [*steps, *itertools.chain(*others.values())]
     if not everything:
         return {}
     total: dict[str, float] = {}
@@ -99,7 +106,7 @@ def add_up(
 
     for span in sorted(steps, key=lambda span: span.began):
         take(span, span.parts)
-    for name, spans in ((QUEUE, queues), (ORCHESTRATION, flows)):
+    for name, spans in others.items():
         for span in spans:
             take(span, {name: 1.0})
     first, last = min(s.began for s in everything), max(s.ended for s in everything)

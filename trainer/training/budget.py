@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from trainer.config import FinetuneConfig
-from trainer.report.times import QUEUE, STOPPED, ledger
+from trainer.report.times import IMAGE, QUEUE, STOPPED, ledger
 from trainer.run_folder import RunFolder
 
 AIM = 0.97
@@ -33,7 +33,7 @@ def end_by(config: FinetuneConfig, run: RunFolder, now: float) -> float:
     if budget.max_hours:
         limits.append(now + 3600 * budget.max_hours - sum(spent.values()))
     if budget.max_dollars and (per_hour := plan.get("dollars_per_hour")):
-        paid = sum(spent.values()) - spent.get(QUEUE, 0.0)
+        paid = sum(spent.values()) - spent.get(QUEUE, 0.0) - spent.get(IMAGE, 0.0)
         limits.append(now + 3600 * budget.max_dollars / per_hour - paid)
     if budget.deadline:
         moment = datetime.fromisoformat(budget.deadline)

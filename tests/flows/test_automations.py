@@ -1,0 +1,89 @@
+"""What the automations act on: their triggers, as Prefect's server takes and makes them."""
+
+import asyncio
+import uuid
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+from prefect import states
+from prefect.events import SendNotification
+from prefect.server.events.schemas.automations import AutomationCore, EventTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.server.models import events as made_by_server
+from prefect.server.schemas import core
+from prefect.server.schemas.responses import DeploymentResponse
+from prefect.server.schemas.states import State
+
+from flows import healing
+from flows.notifications import telling
+
+TOLD = SendNotification(block_document_id=uuid.uuid4(), subject="s", body="b")
+
+
+def event_of(
+    name: str, kind: str, *, flow: str = "finetune", deployed: bool = True, starts: int = 1
+) -> ReceivedEvent:
+    """What the server says when a run of a flow comes to that state."""
+    known = core.Flow(id=uuid.uuid4(), name=flow)
+    run = core.FlowRun(id=uuid.uuid4(), flow_id=known.id, name="tales", run_count=starts)
+    deployment = DeploymentResponse(id=uuid.uuid4(), name="nightly", flow_id=known.id)
+    about = made_by_server._as_resource_data(
+        cast(Any, run), known, deployment if deployed else None, None, None
+    )
+    made_by_server._flow_run_resource_data_cache[run.id] = about  # in place of a database
+    state = State(type=kind, name=name)
+    event = asyncio.run(
+        made_by_server.flow_run_state_change_event(
+            cast(Any, None), datetime.now(UTC), cast(Any, run), None, None, state.id, state
+        )
+    )
+    return event.receive()
+
+
+def triggers() -> dict[str, EventTrigger]:
+    """By the automation's name, as the server reads what it is sent."""
+    ours = [*healing.automations(180), *telling([TOLD])]
+    sent = [automation.model_dump(mode="json") for automation in ours]
+    read = [AutomationCore.model_validate(automation) for automation in sent]
+    return {automation.name: cast(EventTrigger, automation.trigger) for automation in read}
+
+
+def acting_on(event: ReceivedEvent) -> set[str]:
+    """Names of the reactive automations that the event sets off."""
+    reactive = {name: t for name, t in triggers().items() if t.posture == "Reactive"}
+    return {name for name, trigger in reactive.items() if trigger.covers(event)}
+
+
+@pytest.mark.parametrize("flow", ["finetune", "retrain", "sweep"])
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        (states.Late(), "late"),
+        (states.Crashed(), "crashed"),
+        (states.Completed(), "finished"),
+        (states.Failed(), "failed"),
+    ],
+)
+def test_each_kind_of_end_of_each_flow_is_told_of(flow: str, state: Any, kind: str) -> None:
+    told = acting_on(event_of(state.name, state.type.value, flow=flow))
+    assert told - {"finetune: crashed"} == {f"finetune: tell of {kind} runs"}
+    assert not acting_on(event_of(state.name, state.type.value, flow="another"))
+
+
+@pytest.mark.parametrize(("decision", "told"), [("Promoted", 1), ("Kept", 1), ("Unchanged", 0)])
+def test_a_night_is_told_of_when_something_was_decided(decision: str, told: int) -> None:
+    assert len(acting_on(event_of(decision, "COMPLETED", flow="retrain"))) == told
+    silent = triggers()["finetune: silent"]
+    # An end that it does not know would make a run that ended well one that crashed.
+    assert silent.expects(f"prefect.flow-run.{decision}")
+
+
+def test_only_what_a_worker_can_start_again_is_put_back_and_not_for_ever() -> None:
+    for flow in ("finetune", "retrain", "sweep"):
+        assert "finetune: crashed" in acting_on(event_of("Crashed", "CRASHED", flow=flow))
+    part_of_another = event_of("Crashed", "CRASHED", deployed=False)
+    assert acting_on(part_of_another) == {"finetune: tell of crashed runs"}
+    again = [event_of("Crashed", "CRASHED", starts=n) for n in range(healing.MOST_STARTS + 1)]
+    put_back = ["finetune: crashed" in acting_on(event) for event in again]
+    assert put_back == [False, True, True, True, True, False]
