@@ -31,13 +31,21 @@ def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcom
     folder = RunFolder(volume, parameters["run_name"])
     digest = _manifest_digest(find_model(folder, rollback=False))
     earlier = folder.outcome("deploy")
-    if earlier is not None and earlier.result.get("final_manifest") == digest:
-        service = local_service.running(volume, parameters["run_name"])
-        if service is not None if stays(parameters) else True:
-            return dataclasses.replace(earlier, reused=True, seconds=0.0)
+    if (
+        earlier is not None
+        and earlier.result.get("final_manifest") == digest
+        and (not stays(parameters) or _serves(folder, volume, earlier))
+    ):
+        return dataclasses.replace(earlier, reused=True, seconds=0.0)
     outcome = _deploy(parameters, folder, volume, say)
     folder.record_outcome(outcome)
     return outcome
+
+
+def _serves(folder: RunFolder, volume: Path, earlier: Outcome) -> bool:
+    """Whether that deployment's server is the one that serves: a rollback takes its place."""
+    service = local_service.running(volume, folder.root.name)
+    return service is not None and service.url == earlier.result["url"]
 
 
 def stays(parameters: Mapping[str, Any]) -> bool:

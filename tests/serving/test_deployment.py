@@ -1,6 +1,9 @@
 """The deploy step on this machine, by what a user does: run, ask, chat, roll back, stop."""
 
+import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from click.testing import CliRunner
 from flows.cli import cli
 from flows.parameters import Parameters
 from infra import local_service
+from infra.server_process import process_started
 from tasks.local_deployment import deploy_here
 from tests.serving import trained
 from trainer.errors import RequestError, StepError
@@ -81,6 +85,26 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
         ("stopped", 3),
     ]
     assert entries[0]["model_digest"] == entries[2]["model_digest"] != entries[1]["model_digest"]
+
+
+def test_a_model_is_deployed_again_where_another_was_rolled_back_to(home: Path) -> None:
+    run, url = home / PVC / "town", "http://127.0.0.1:1"
+    manifest = hashlib.sha256((run / "final/manifest.json").read_bytes()).hexdigest()
+    result = {"url": url, "final_manifest": manifest}
+    outcome = Outcome(step="deploy", status="done", result=result)
+    RunFolder(home / PVC, "town").record_outcome(outcome)
+    text = {field.name: "" for field in dataclasses.fields(local_service.Service)}
+    mine = {"pid": os.getpid(), "process_started": process_started(os.getpid())}
+    serving = {**text, **mine, "figures": {}, "revision": 1}
+    (run / "service.json").write_text(json.dumps({**serving, "url": url}))
+    try:
+        assert deploy(home).reused
+        (run / "final/golden.json").unlink()  # so that it is told before a server is started
+        (run / "service.json").write_text(json.dumps({**serving, "url": "http://127.0.0.1:2"}))
+        with pytest.raises(StepError, match=r"no golden\.json"):
+            deploy(home)
+    finally:
+        (run / "service.json").unlink()  # whose process is this one
 
 
 def test_a_run_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
