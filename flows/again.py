@@ -4,8 +4,6 @@ import contextlib
 import importlib.metadata
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +14,7 @@ from flows.overview import known_run
 from flows.parameters import Parameters
 from trainer.checkpoints import read_manifest, steps_there, verify
 from trainer.checkpoints.folder import name_of
+from trainer.checkpoints.links import link_or_copy
 from trainer.config import load_parameters
 from trainer.errors import RequestError
 from trainer.outcome import write_atomically
@@ -206,7 +205,4 @@ def _link(checkpoint: Path, place: Path) -> None:
     for path in files:
         target = place / path.relative_to(checkpoint)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, target)
-        except OSError:
-            shutil.copyfile(path, target)
+        link_or_copy(path, target)

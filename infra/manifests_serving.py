@@ -22,6 +22,7 @@ SERVING_ANNOTATION = f"{PREFIX}/serving"  # the ServingSpec it was made from
 KSERVE_CONTAINER = "kserve-container"  # KServe knows the model's container by this name
 REQUEST_SECONDS = 600  # the longest answer, and the longest that Knative allows
 STOP_SECONDS = REQUEST_SECONDS + 30  # what is under way is finished
+LEAVING_SECONDS = 10  # until no node sends clients to a pod that is to go
 REVISION_LABEL = f"{PREFIX}/revision"
 
 
@@ -75,6 +76,8 @@ def deployment(spec: ServingSpec, settings: ClusterSettings) -> Object:
     labels = {**labels_of(spec), REVISION_LABEL: str(spec.revision)}
     container = _container(spec, settings)
     container["env"].append({"name": "PORT", "value": str(PORT)})
+    # A pod is asked to stop while it is still being taken from its Service; Knative sees to it.
+    container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", f"{LEAVING_SECONDS}"]}}}
     container["volumeMounts"].append(
         {"name": "model", "mountPath": MODEL_FOLDER, "subPath": spec.model, "readOnly": True}
     )

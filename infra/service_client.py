@@ -1,5 +1,7 @@
 """Ask a service over HTTP, as OpenAI's API has it: whole, piece by piece, or as a chat."""
 
+import contextlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -39,7 +41,7 @@ def ask(
         NoAnswerError: It refused or did not answer.
     """
     body = {"model": service.name, "prompt": prompt, **parameters}
-    with _open(f"{service.url}/v1/completions", body, timeout_seconds) as response:
+    with _asked(f"{service.url}/v1/completions", body, timeout_seconds) as response:
         return json.load(response)["choices"][0]["text"]
 
 
@@ -79,7 +81,7 @@ def can_chat(service: Endpoint) -> bool:
     Raises:
         NoAnswerError: It did not answer.
     """
-    with _open(f"{service.url}/v1/models/{service.name}", None, timeout_seconds=60.0) as response:
+    with _asked(f"{service.url}/v1/models/{service.name}", None, timeout_seconds=60.0) as response:
         return json.load(response)["chat"]
 
 
@@ -94,24 +96,31 @@ def curl_command(service: Endpoint, prompt: str, max_new_tokens: int = 40) -> st
 
 def _choices(url: str, body: dict[str, Any], timeout_seconds: float) -> Iterator[dict[str, Any]]:
     """The choices of a stream of server-sent events."""
-    with _open(url, body, timeout_seconds) as response:
+    with _asked(url, body, timeout_seconds) as response:
         for line in response:
-            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+            if line.strip() == b"data: [DONE]":
+                return
+            if not line.startswith(b"data: "):
                 continue
             message = json.loads(line[len(b"data: ") :])
             if "error" in message:
                 raise NoAnswerError(message["error"]["message"])
             yield from message["choices"]
+    raise NoAnswerError(f"{url} broke off in the middle of its answer.")
 
 
-def _open(url: str, body: dict[str, Any] | None, timeout_seconds: float) -> Any:
+@contextlib.contextmanager
+def _asked(url: str, body: dict[str, Any] | None, timeout_seconds: float) -> Iterator[Any]:
+    """The response to a request, while it is read."""
     sent = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, sent, {"Content-Type": "application/json"})
     # The service is on this machine: no proxy of the environment comes between.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        return opener.open(request, timeout=timeout_seconds)
+        with opener.open(request, timeout=timeout_seconds) as response:
+            yield response
     except urllib.error.HTTPError as error:
         raise NoAnswerError(f"{url} answered {error.code}: {error.read().decode()}") from error
-    except urllib.error.URLError as error:
-        raise NoAnswerError(f"{url} does not answer ({error.reason}).") from error
+    except (OSError, http.client.HTTPException) as error:  # it ended, or is about to start
+        reason = getattr(error, "reason", error)
+        raise NoAnswerError(f"{url} does not answer ({reason}).") from error

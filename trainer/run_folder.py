@@ -4,6 +4,7 @@
     {run_name}/outcomes/{step}.json what each step ended with
     {run_name}/times/               where the time went, see trainer/journal.py
     {run_name}/replaced/{time}/     what `no_resume=true` put aside
+    {run_name}/served/              models of its service, see trainer/serving/kept.py
 
 A run is admitted by its finetune step, when the request was checked and the tokens
 are there: a request that is refused leaves no trace under the run's folder.
@@ -19,6 +20,8 @@ from trainer.errors import RequestError
 from trainer.outcome import Outcome, sync_folder, write_atomically
 
 FORMAT = 1
+# What a run that starts over leaves: what serves goes on serving, and its record with it.
+STAYING = ("replaced", "served", "services.jsonl", "service.json")
 
 
 class RunFolder:
@@ -34,7 +37,12 @@ class RunFolder:
         self.final = self.root / "final"
         self.report = self.root / "evaluation.json"
         self.services = self.root / "services.jsonl"
+        self.served = self.root / "served"
         self.times = self.root / "times"
+
+    def served_model(self, digest: str) -> Path:
+        """Where a model of that digest is kept for its servers."""
+        return self.served / digest[:16]
 
     def record(self) -> dict[str, Any] | None:
         """What run.json holds, or None where the run was never admitted."""
@@ -111,11 +119,10 @@ class RunFolder:
         record = self.record()
         if record is None or (attempt and record.get("attempt") == attempt):
             return None
-        kept = self.root / "replaced" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        kept = self.root / "replaced" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         kept.mkdir(parents=True)
         # run.json goes last: until then the run is still the old one, and this is done again.
-        # What serves goes on serving, and its record with it.
-        staying = ("replaced", "run.json", self.services.name, "service.json")
+        staying = (*STAYING, "run.json")
         names = sorted(p.name for p in self.root.iterdir() if p.name not in staying)
         for name in [*names, "run.json"]:
             (self.root / name).rename(kept / name)

@@ -140,7 +140,11 @@ def test_no_resume_takes_the_name_from_an_earlier_run(step: Step) -> None:
 
 def test_run_that_was_put_aside_frees_its_name(step: Step) -> None:
     admit(step, {"epochs": 1})
+    staying = {"services.jsonl": b"{}\n", "service.json": b"{}", "served/ab/config.json": b"{}"}
+    write(step.volume / "done", staying)  # of its service, which goes on
     RunFolder(step.volume, "done").start_over("another attempt")
+    for name, content in staying.items():
+        assert (step.volume / "done" / name).read_bytes() == content
     assert step.run(run_name="done", request={"epochs": 2}).exit_code == 0
 
 

@@ -1,7 +1,9 @@
 """The deploy step on this machine, by what a user does: run, ask, chat, roll back, stop."""
 
+import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from click.testing import CliRunner
 from flows.cli import cli
 from flows.parameters import Parameters
 from infra import local_service
+from infra.server_process import process_started
 from tasks.local_deployment import FINAL_MANIFEST, deploy_here
 from tests.serving import trained
+from trainer.checkpoints.seal import read_manifest
 from trainer.errors import RequestError, StepError
 from trainer.outcome import Outcome
 from trainer.run_folder import RunFolder
@@ -105,6 +109,27 @@ def test_no_address_is_told_of_a_service_that_is_gone(home: Path) -> None:
     again = deploy(home, inference_only=False)
     assert again.reused and dead not in str(again)
     assert dead not in finetune(home, "show", "town")
+
+
+def test_a_model_is_deployed_again_where_another_was_rolled_back_to(home: Path) -> None:
+    run, url = home / PVC / "town", "http://127.0.0.1:1"
+    manifest = hashlib.sha256((run / "final/manifest.json").read_bytes()).hexdigest()
+    result = {"url": url, FINAL_MANIFEST: manifest}
+    outcome = Outcome(step="deploy", status="done", result=result)
+    RunFolder(home / PVC, "town").record_outcome(outcome)
+    text = {field.name: "" for field in dataclasses.fields(local_service.Service)}
+    mine = {"pid": os.getpid(), "process_started": process_started(os.getpid())}
+    mine["model_digest"] = read_manifest(run / "final").digest
+    serving = {**text, **mine, "figures": {}, "revision": 1, "url": url}
+    (run / "service.json").write_text(json.dumps(serving))
+    try:
+        assert deploy(home).reused
+        (run / "final/golden.json").unlink()  # so that it is told before a server is started
+        (run / "service.json").write_text(json.dumps({**serving, "model_digest": "before"}))
+        with pytest.raises(StepError, match=r"no golden\.json"):
+            deploy(home)
+    finally:
+        (run / "service.json").unlink()  # whose process is this one
 
 
 def test_a_run_without_a_model_is_refused_by_name(tmp_path: Path) -> None:

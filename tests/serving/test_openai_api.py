@@ -193,6 +193,23 @@ def test_chat_follows_the_template_and_streams_the_same(api: openai.OpenAI) -> N
         )
     ]
     assert "".join(deltas) == plain.choices[0].text
+    # The client's users go on with the answer as it came.
+    messages += [chat.choices[0].message, {"role": "user", "content": "Go on"}]
+    prompt += f" {plain.choices[0].text}\nuser: Go on\nassistant:"
+    settings: dict[str, Any] = {"model": "final", "max_tokens": 5, "temperature": 0}
+    chat = api.chat.completions.create(messages=messages, **settings)
+    plain = api.completions.create(prompt=prompt, **settings)
+    assert chat.choices[0].message.content == plain.choices[0].text
+
+
+def test_a_prompt_that_is_left_out_is_the_beginning_of_a_document(client: httpx.Client) -> None:
+    settings = {"model": "final", "max_tokens": 5, "temperature": 0, "echo": True}
+    settings["return_token_ids"] = True
+    asked = [{}, {"prompt": None}, {"prompt": ""}]
+    answers = [client.post("/v1/completions", json={**settings, **a}).json() for a in asked]
+    choices = [answer["choices"] for answer in answers]
+    assert choices[0] == choices[1] == choices[2]
+    assert choices[0][0]["prompt_token_ids"] == [0]
 
 
 def test_models_are_listed_for_openais_client_and_for_kserves(
@@ -228,6 +245,10 @@ def test_models_are_listed_for_openais_client_and_for_kserves(
         ({"best_of": 1, "n": 2}, 400, "best_of", "less than n"),
         ({"best_of": 2, "stream": True}, 400, "best_of", "streamed"),
         ({"max_tokens": 0}, 400, "max_tokens", "echo"),
+        ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", r"got 9, 8 at most"),
+        ({"prompt": ["a", 5]}, 400, "prompt", "valid string"),
+        ({"stream_options": {"usage": True}, "stream": True}, 400, "stream_options.usage", "not a"),
+        ({"stream_options": {}, "stream": False}, 400, "stream_options", "needs stream"),
         ({"suffix": "the end"}, 400, "suffix", "suffix"),
         ({"temprature": 1}, 400, "temprature", "Did you mean temperature"),
         ({"model": "gpt-4"}, 404, "model", "Here is 'final'"),
@@ -252,20 +273,30 @@ def test_bad_request_names_the_field_and_its_range(
 
 
 @pytest.mark.parametrize(
-    ("change", "param"),
+    ("change", "param", "words"),
     [
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages"),
-        ({"messages": [{"role": "developer", "content": "hi"}]}, "messages"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"tools": []}, "tools"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role", "got 'robot'"),
+        ({"messages": [{"role": "developer", "content": "hi"}]}, "messages", "template"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
+        (
+            {"messages": [{"role": "user", "content": "", "x": 1}]},
+            "messages[0].x",
+            "not a parameter",
+        ),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content", "got [{}]"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ({"tools": []}, "tools", "not a parameter"),
     ],
 )
-def test_bad_chat_names_the_field(client: httpx.Client, change: dict[str, Any], param: str) -> None:
+def test_bad_chat_names_the_field(
+    client: httpx.Client, change: dict[str, Any], param: str, words: str
+) -> None:
     body = {"model": "final", "messages": [{"role": "user", "content": "hi"}], **change}
     response = client.post("/v1/chat/completions", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+    assert words in response.json()["error"]["message"]
 
 
 def test_openais_client_raises_its_own_errors(api: openai.OpenAI) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,8 +34,43 @@ def test_curl_command_gets_the_answer(service: Service) -> None:
     assert prediction["generated_text"].startswith('it\'s "noon"')
 
 
+def test_start_up_is_told_part_by_part(service: Service) -> None:
+    log = Path(service.log).read_text()
+    parts = dict(re.findall(r"^([a-z ]+): ([\d.]+) s$", log, re.MULTILINE))
+    assert list(parts) == ["imports", "digests", "tokenizer", "weights", "first token"]
+    (whole,) = re.findall(r"^ready at \S+ after ([\d.]+) s$", log, re.MULTILINE)
+    # The rest is what comes between: nothing that takes long is left out.
+    assert float(whole) > sum(map(float, parts.values())) - 0.05
+
+
 def test_running_service_is_found_by_its_record(service: Service, volume: Path) -> None:
     assert local_service.running(volume, "tales") == service
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "does not answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "does not answer"),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [{"text": "Du"}]}\n\n', "broke off"),
+    ],
+)
+def test_a_service_that_breaks_off_is_told_as_that(answer: bytes, words: str) -> None:
+    """A server may be killed at any moment: before it answers, or while it does."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer_once() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        served = threading.Thread(target=answer_once)
+        served.start()
+        address = service_client.Address(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        asked = service_client.ask if b"Length" in answer else service_client.stream
+        with pytest.raises(service_client.NoAnswerError, match=words):
+            list(asked(address, "Dust"))
+        served.join()
 
 
 def test_record_of_another_process_with_the_same_id_is_not_ours(

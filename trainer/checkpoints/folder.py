@@ -90,7 +90,7 @@ def prune(folder: Path, keep_last: int, keep_best: bool, max_bytes: int = 0) -> 
             if total > max_bytes:
                 total -= size_of(folder / name_of(step))
                 gone.append(step)
-    return [_delete(folder / name_of(step)) for step in gone]
+    return [delete(folder / name_of(step)) for step in gone]
 
 
 def size_of(path: Path) -> int:
@@ -126,7 +126,7 @@ def _best(folder: Path, steps: list[int]) -> list[int]:
     return [min(losses, key=lambda step: losses[step])] if losses else []
 
 
-def _delete(path: Path) -> Path:
+def delete(path: Path) -> Path:
     """Delete a checkpoint so that a killed process leaves no half of one behind."""
     part = part_of(path)
     path.rename(part)

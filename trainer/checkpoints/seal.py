@@ -67,7 +67,7 @@ def seal(
         name = path.relative_to(folder).as_posix()
         if name not in files:
             files[name] = file_record(path)
-            _sync(path)
+            sync_file(path)
     for inner in [p for p in folder.rglob("*") if p.is_dir()]:
         sync_folder(inner)
     manifest = Manifest(files=files, about=dict(about))
@@ -145,7 +145,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

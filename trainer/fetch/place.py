@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config import FetchConfig, is_url, path_on_volume
 from trainer.errors import RequestError
-from trainer.run_folder import RunFolder
+from trainer.run_folder import STAYING, RunFolder
 
 PROBE_BYTES = 64 * 1024
 _FULL = {
@@ -99,7 +99,8 @@ def _holds_other_files(folder: Path) -> bool:
     """Whether `folder` was made by someone else: a run's begins with run.json."""
     if not folder.is_dir() or (folder / "run.json").exists():
         return folder.is_file()
-    return any(path.name != "replaced" for path in folder.iterdir())
+    # Without it there is what a run left that was about to start over.
+    return any(path.name not in STAYING for path in folder.iterdir())
 
 
 def check_earlier_run(config: FetchConfig) -> None:

@@ -52,19 +52,32 @@ def checked_body(cls: type[Body], given: Any) -> Body:
         known = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
         problems: dict[str, str] = {}
         for detail in error.errors():
-            field = str(detail["loc"][0]) if detail["loc"] else "the body"
+            field, value = _place(detail, given)
             # A field of several types has a problem with each; one sentence will do.
-            problems.setdefault(field, _sentence(detail, field, known, given))
+            problems.setdefault(field, _sentence(detail, field, known, value))
         raise ApiError(400, " ".join(problems.values()), next(iter(problems))) from error
 
 
-def _sentence(detail: Mapping[str, Any], field: str, known: list[str], given: Any) -> str:
+def _place(detail: Mapping[str, Any], given: Any) -> tuple[str, Any]:
+    """Where in the body the problem is, as `messages[0].content`, and what is there."""
+    name, value = "", given
+    for part in detail["loc"]:
+        if isinstance(value, list) and isinstance(part, int):
+            name, value = f"{name}[{part}]", value[part]
+        elif isinstance(value, dict) and (part in value or detail["type"].startswith("missing")):
+            name, value = f"{name}.{part}" if name else str(part), value.get(part)
+        else:
+            break  # what follows is the name of one of the field's types
+    return name or "the body", value
+
+
+def _sentence(detail: Mapping[str, Any], field: str, known: list[str], value: Any) -> str:
     if detail["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
         return f"{field} is not a parameter." + (f" Did you mean {near[0]}?" if near else "")
     if detail["type"].startswith("missing"):
         return f"{field} is required."
-    got = repr(given.get(field) if isinstance(given, dict) else given)
+    got = repr(value)
     expected = detail["msg"].removeprefix("Input ")
     return f"{field} {expected} (got {got if len(got) <= 80 else got[:77] + '...'})."
 

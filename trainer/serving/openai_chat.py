@@ -42,6 +42,7 @@ class Message:
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
     name: str | None = None
+    refusal: None = None  # our answers have it, and clients send them back as they came
 
     def for_template(self) -> dict[str, str]:
         parts = self.content

@@ -38,7 +38,7 @@ class CompletionsBody:
     """`CreateCompletionRequest`, and of transformers' settings those it lacks."""
 
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]] = "<|endoftext|>"
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None  # a document's beginning
     best_of: Annotated[int, Ge(0), Le(20)] | None = None
     echo: bool | None = False
     frequency_penalty: Penalty | None = 0.0
@@ -97,7 +97,7 @@ class Completion(OpenAiRequest[CompletionsBody]):
 
     def _prompts(self) -> list[tuple[str, tuple[int, ...]]]:
         """Text and token ids of each prompt."""
-        prompt = self.body.prompt
+        prompt = "" if self.body.prompt is None else self.body.prompt
         if isinstance(prompt, str):
             prompt = [prompt]
         elif prompt and isinstance(prompt[0], int):
@@ -123,6 +123,14 @@ class Completion(OpenAiRequest[CompletionsBody]):
         wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         if wanted == 0 and not body.echo:
             raise ApiError(400, "max_tokens is 0, which needs echo. Ask for more.", "max_tokens")
+        least = body.min_tokens or 0
+        if least > wanted:
+            raise ApiError(
+                400,
+                f"min_tokens is more than the longest answer asked for (got {least}, "
+                f"{wanted} at most). Give a larger max_tokens.",
+                "min_tokens",
+            )
         if body.max_tokens is None:
             wanted = min(wanted, self.service.max_total_tokens - len(prompt_ids))
         logprobs = body.logprobs
@@ -131,7 +139,7 @@ class Completion(OpenAiRequest[CompletionsBody]):
         return SequenceRequest(
             prompt_ids=prompt_ids,
             max_new_tokens=self.service.room_for(prompt_ids, wanted, "max_tokens"),
-            min_new_tokens=min(body.min_tokens or 0, wanted),
+            min_new_tokens=least,
             sampling=sampling_of(self.service, body, index),
             stop=stop_of(body.stop),
             top_logprobs=logprobs,

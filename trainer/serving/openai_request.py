@@ -42,6 +42,8 @@ class OpenAiRequest(ABC, Generic[Body]):
 
     def __init__(self, service: Service, body: Body, prefix: str) -> None:
         check_name(service, body.model)
+        if body.stream_options is not None and not body.stream:
+            raise ApiError(400, "stream_options needs stream. Set it to true.", "stream_options")
         self.service = service
         self.body = body
         self._id = f"{prefix}-{uuid.uuid4().hex}"

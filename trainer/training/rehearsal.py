@@ -21,6 +21,7 @@ from typing import Any
 
 from trainer.checkpoints import read_manifest, steps_there, verify
 from trainer.checkpoints.folder import name_of
+from trainer.checkpoints.links import link_or_copy
 from trainer.config import FinetuneConfig, load_step_config
 from trainer.errors import RequestError, Signalled, StepError
 from trainer.run_folder import RunFolder
@@ -161,24 +162,15 @@ def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) 
 
 
 def _link(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint once more, by hard links: its files are never written to."""
+    """The checkpoint once more, by hard links where the volume has them."""
     folder.mkdir(parents=True)
     try:
-        shutil.copytree(checkpoint, folder / checkpoint.name, copy_function=_link_or_copy)
+        shutil.copytree(checkpoint, folder / checkpoint.name, copy_function=link_or_copy)
     except (FileNotFoundError, shutil.Error) as error:
         raise RequestError(
             f"{checkpoint.name} was pruned while it was looked at: the run goes on. Try again."
         ) from error
     return folder / checkpoint.name
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a volume without hard links
-        shutil.copyfile(source, target)
 
 
 def _copy_records(run: Path, scratch: Path, sizes: Mapping[str, int]) -> None:
