@@ -48,12 +48,8 @@ def finetune(**given: Any) -> dict[str, Any]:
     _say_what_chooses_nothing(run, parameters)
     with claimed(run.backend, parameters.pvc, parameters.run_name):
         if not parameters.inference_only:
-            if not backend.detaches:
-                run.plan.update(make_plan(parameters, run, None))
+            run.plan.update(make_plan(parameters, run))
             fetched = fetch(run)
-            if backend.detaches:
-                facts = run.outcomes[-1].result["plan_facts"]  # a task gives its state here
-                run.plan.update(make_plan(parameters, run, facts))
             tokenized = tokenize(run, fetched)
             train(run, fetched, tokenized)
             evaluate(run, fetched, tokenized)

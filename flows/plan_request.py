@@ -1,5 +1,6 @@
 """The plan of a request: gather what it is made from, and show it. Writes nothing."""
 
+import dataclasses
 import json
 import os
 import urllib.error
@@ -32,6 +33,8 @@ def plan_request(
         RequestError: The model's config, the dataset or a catalogue can't be read.
     """
     facts = gather(parameters, home / parameters.pvc, num_contexts)
+    if on_cluster:  # this machine's disk says nothing of the claim's
+        facts = dataclasses.replace(facts, free_gib=None)
     return plan_with(facts, parameters, on_cluster=on_cluster)
 
 
@@ -51,7 +54,7 @@ def plan_with(facts: PlanFacts, parameters: Parameters, *, on_cluster: bool) -> 
         parameters.model_dump(),
         catalogue=catalogue,
         prices=prices,
-        place=Place() if on_cluster else _this_machine(facts.free_gib),
+        place=_place(facts.free_gib, on_cluster=on_cluster),
         num_train_contexts=facts.num_train_contexts,
         estimated=facts.estimated,
         correction=facts.corrections.get(parameters.trainer_gpu if on_cluster else "", 1.0),
@@ -110,7 +113,9 @@ def _parsed(text: bytes, name: str) -> dict[str, Any]:
     return found
 
 
-def _this_machine(free_gib: float | None) -> Place:
+def _place(free_gib: float | None, *, on_cluster: bool) -> Place:
+    if on_cluster:
+        return Place(free_gib=free_gib)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Place(on_cpu=True, memory_gib=memory / GIB, cores=os.cpu_count() or 1, free_gib=free_gib)
 

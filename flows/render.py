@@ -72,7 +72,7 @@ def request_specs(
     model = _folder(volume, "model", parameters.model)
     tokenizer = _folder(volume, "tokenizer", parameters.tokenizer) if parameters.tokenizer else ""
     made = {
-        "fetch": configs.fetch_config(values, request, for_plan=True),
+        "fetch": configs.fetch_config(values, request),
         "tokenize": configs.tokenize_config(values, model=model, tokenizer=tokenizer),
         "finetune": configs.finetune_config(
             values,

@@ -14,11 +14,9 @@ NOT_DEFINING = frozenset(
 )
 
 
-def fetch_config(
-    parameters: Mapping[str, Any], request: Mapping[str, Any], *, for_plan: bool = False
-) -> dict[str, Any]:
-    """Config of the fetch step; `request` is what defines the run."""
-    return _config("fetch", parameters, request=dict(request), for_plan=for_plan)
+def fetch_config(parameters: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of the fetch step, and of the plan step; `request` is what defines the run."""
+    return _config("fetch", parameters, request=dict(request))
 
 
 def tokenize_config(parameters: Mapping[str, Any], *, model: str, tokenizer: str) -> dict[str, Any]:

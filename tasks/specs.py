@@ -19,7 +19,10 @@ def step_spec(
     nodes: int = 1,
 ) -> StepSpec:
     """The step as a piece of work, named by what its config says of it."""
-    light = step in ("fetch", "tokenize", "deploy") or config.get("action") in ("look", "record")
+    light = step in ("plan", "fetch", "tokenize", "deploy") or config.get("action") in (
+        "look",
+        "record",
+    )
     return StepSpec(
         step=step,
         run_name=parameters["run_name"],

@@ -38,9 +38,18 @@ def ended(outcome: Outcome) -> Any:
 @task(name="fetch", task_run_name="fetch {run.parameters[model]}", cache_policy=NO_CACHE)
 def fetch(run: Run) -> Outcome:
     """Check the request against the volume, and bring the base model there."""
-    # Who follows a step on a cluster has no volume to plan from.
-    config = configs.fetch_config(run.parameters, run.request, for_plan=run.backend.detaches)
-    return ended(_run(run, "fetch", config))
+    return ended(_run(run, "fetch", configs.fetch_config(run.parameters, run.request)))
+
+
+def look(run: Run) -> dict[str, Any]:
+    """What a plan is made from, read where the volume is; nothing is touched there.
+
+    Raises:
+        RequestError: The request does not fit what is on the volume, or on the hub.
+    """
+    outcome = _run(run, "plan", configs.fetch_config(run.parameters, run.request))
+    run.outcomes.remove(outcome)  # what was looked at is part of no result
+    return outcome.result["plan_facts"]
 
 
 @task(name="tokenize", task_run_name="tokenize {run.parameters[dataset]}", cache_policy=NO_CACHE)

@@ -123,8 +123,6 @@ class FetchConfig(StepConfig):
     no_resume: bool = False
     check_only: bool = False
     """Say what would be refused, and touch nothing: no probe of the volume, no download."""
-    for_plan: bool = False
-    """Read what a plan is made from as well, for who has no volume."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -422,6 +420,7 @@ class ChampionConfig(StepConfig):
 
 
 STEP_CONFIGS: dict[str, type[StepConfig]] = {
+    "plan": FetchConfig,
     "fetch": FetchConfig,
     "tokenize": TokenizeConfig,
     "finetune": FinetuneConfig,

@@ -24,7 +24,7 @@ from trainer.run_folder import RunFolder
 HEARTBEAT_SECONDS = 5.0
 KEPT_SAVES = 8  # more checkpoints than that are seldom kept
 VARIABLE = "FINETUNE_JOURNAL"  # for a process that goes on with the journal of its parent
-FIRST_PHASE = {"finetune": "load", "evaluate": "evaluation"}
+FIRST_PHASE = {"plan": "fetch", "finetune": "load", "evaluate": "evaluation"}
 
 
 class Journal:

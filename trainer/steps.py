@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STEP_MODULES = {
+    "plan": "trainer.fetch.look",
     "fetch": "trainer.fetch",
     "tokenize": "trainer.tokens.step",
     "finetune": "trainer.training.step",

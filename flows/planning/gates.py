@@ -70,11 +70,22 @@ def work_problems(work: Work, machine: Machine) -> list[str]:
 
 
 def budget_problems(
-    budget: Mapping[str, Any], hours: float, dollars: float | None, now: datetime
+    budget: Mapping[str, Any], gpu: str, hours: float, dollars: float | None, now: datetime
 ) -> list[str]:
+    """Limits that the run is planned to exceed, or that can't be kept.
+
+    Args:
+        dollars: None: there is no price for `gpu`.
+    """
     problems = []
     mend = "Train on less (sampling, epochs), on another trainer_gpu, or raise it."
-    if (most := budget.get("max_dollars")) and dollars is not None and dollars > most:
+    if (most := budget.get("max_dollars")) and dollars is None:
+        problems.append(
+            f"budget.max_dollars can't be kept (got {most}). {gpu} has no price in the file of "
+            "prices: infra/prices.yaml, or the one that FINETUNE_PRICES names. "
+            "Add it there, or leave max_dollars out."
+        )
+    elif most and dollars is not None and dollars > most:
         problems.append(
             f"budget.max_dollars is too little (got {most}). "
             f"The run is planned to cost {dollars:.2f}. {mend}"

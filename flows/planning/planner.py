@@ -189,6 +189,7 @@ def _plan(
         host_memory_limit_gib=machine.memory_gib,
         checkpoint_gib=memory_model.checkpoint_bytes(shape, setting.trained_parameters) / GIB,
         disk_gib=work.disk_bytes / GIB,
+        free_gib=machine.free_gib,
         seconds_per_step=sum(spent.values()),
         seconds_parts=spent,
         evaluation_seconds=evaluation,
@@ -199,7 +200,7 @@ def _plan(
         estimated=estimated,
         problems=problems
         + gates.work_problems(work, machine)
-        + gates.budget_problems(work.budget, hours, dollars, now),
+        + gates.budget_problems(work.budget, machine.gpu_name, hours, dollars, now),
     )
 
 

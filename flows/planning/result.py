@@ -42,6 +42,8 @@ class Plan:
     checkpoint_gib: float
     disk_gib: float
     """Checkpoints that are kept with the one being written, final model and tokens."""
+    free_gib: float | None
+    """On the volume; None: not known here, so not compared."""
     seconds_per_step: float
     seconds_parts: dict[str, float]
     evaluation_seconds: float
@@ -78,7 +80,7 @@ class Plan:
                 f"{self.host_memory_gib:.1f} of {self.host_memory_limit_gib:.1f} GiB: "
                 + _parts(self.host_memory_parts_gib),
             ),
-            ("disk", f"{self.disk_gib:.2f} GiB, {self.checkpoint_gib:.2f} for a checkpoint"),
+            ("disk", self._disk()),
             ("time", self._time()),
         ]
         if self.gpu:
@@ -96,6 +98,12 @@ class Plan:
         if self.checkpointed_layers:
             parts.append(f"{self.checkpointed_layers} of {self.layers} layers computed again")
         return ", ".join(parts)
+
+    def _disk(self) -> str:
+        free = "what is free is not known here"
+        if self.free_gib is not None:
+            free = f"{self.free_gib:.2f} GiB are free"
+        return f"{self.disk_gib:.2f} GiB, {self.checkpoint_gib:.2f} for a checkpoint; {free}"
 
     def _time(self) -> str:
         in_all = format_seconds(self.hours * 3600)

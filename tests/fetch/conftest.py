@@ -66,12 +66,13 @@ class Ended:
 
 @dataclass
 class Step:
-    """The fetch step on a volume, `python -m trainer fetch` with a config of ours."""
+    """The fetch step on a volume, `python -m trainer fetch` with a config of ours; or `plan`."""
 
     folder: Path
     volume: Path
     environment: dict[str, str] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
+    name: str = "fetch"
 
     def start(self, **config: Any) -> subprocess.Popen[str]:
         path = self.folder / f"config-{len(list(self.folder.iterdir()))}.json"
@@ -85,7 +86,7 @@ class Step:
             **self.environment,
         }
         process = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "trainer", "fetch", str(path)],
+            [*self.prefix, sys.executable, "-m", "trainer", self.name, str(path)],
             env=environment,
             text=True,
             stdout=subprocess.PIPE,

@@ -197,6 +197,34 @@ def test_downloaded_model_is_checked_like_one_on_the_volume(step: Step, hub: Hub
     assert "more tokens than the model has embeddings" in step.refused(model="org/tiny")
 
 
+def test_the_plan_step_reads_the_models_config_and_brings_nothing(
+    step: Step, hub: HubDouble
+) -> None:
+    step.name = "plan"
+    known = json.loads(hub.models["org/tiny"].files["config.json"])
+    layers = json.dumps(known | {"n_layer": 2, "n_head": 2}).encode()
+    hub.models["org/tiny"].files["config.json"] = layers
+    hub.failures["config.json"] = 1  # the hub is asked again
+    before = files(step.volume)
+    asked = {"model": "org/tiny", "context": 16, "dataset": "dataset"}
+    ended = step.run(model="org/tiny", request=asked)
+    assert ended.exit_code == 0, ended.errors
+    facts = ended.outcome["result"]["plan_facts"]
+    assert (facts["shape"]["layers"], facts["num_contexts"]) == (2, 1)
+    assert facts["free_gib"] > 0
+    assert [path for _, path, _ in hub.requests if path.endswith(SINGLE)] == []
+    assert "org/other" in step.refused(model="org/other")
+    del hub.models["org/tiny"].files[SINGLE]
+    assert "no safetensors weights" in step.refused(model="org/tiny")
+    del hub.models["org/tiny"].files["config.json"]
+    hub.models["org/tiny"].files[SINGLE] = b"weights"
+    assert "model has no config.json on the hub (got org/tiny)" in step.refused(model="org/tiny")
+    hub.requests.clear()
+    assert "dataset is not there" in step.refused(model="org/tiny", dataset="nothing")
+    assert hub.requests == []
+    assert files(step.volume) == before
+
+
 def test_trouble_of_the_hub_is_waited_for(step: Step, hub: HubDouble) -> None:
     hub.failures = {"/api/models/org/tiny": 2, SINGLE: 1}
     ended = step.run(model="org/tiny")

@@ -60,7 +60,7 @@ def test_a_job_is_the_one_that_the_flow_would_make(tmp_path: Path) -> None:
         earlier_outcomes=[{"step": "fetch", "status": "done"}],
     )
     spec = step_spec(parameters.model_dump(), "finetune", config, attempt="flow-run-1")
-    fetch = configs.fetch_config(parameters.model_dump(), parameters.request, for_plan=True)
+    fetch = configs.fetch_config(parameters.model_dump(), parameters.request)
     keys = [work_key(fetch, without=configs.NOT_DEFINING), spec.key]
     [fetching, _, training, _] = rendered(tmp_path, model="org/own", trainer_gpus=2)
     key = "finetune-pipeline/key"

@@ -101,7 +101,7 @@ def test_a_bucket_with_an_endpoint_and_a_secret_gives_what_a_folder_gives(
     assert "hidden" not in str(job)
 
 
-@pytest.mark.parametrize("step", ["fetch", "tokenize"])
+@pytest.mark.parametrize("step", ["plan", "fetch", "tokenize"])
 def test_a_step_lists_a_bucket_once(
     object_store: str,
     tmp_path: Path,
@@ -115,9 +115,8 @@ def test_a_step_lists_a_bucket_once(
         monkeypatch.setenv(name, value)
     asked = Parameters(run_name="run", model="models/tiny", context=64, dataset="s3://texts/west")
     parameters = asked.model_dump()
-    if step == "fetch":
-        config = configs.fetch_config(parameters, asked.request, for_plan=True)
-    else:
+    config = configs.fetch_config(parameters, asked.request)
+    if step == "tokenize":
         config = configs.tokenize_config(parameters, model="models/tiny", tokenizer="")
     with caplog.at_level("INFO", logger="werkzeug"):
         follow_step(LocalBackend(tmp_path), step_spec(parameters, step, config), [Lines()])

@@ -16,6 +16,7 @@ import yaml
 from flows.parameters import Parameters
 from flows.render import render_request
 from tests.flows.small_volume import make_volume
+from tests.hub_double import HubDouble, HubModel
 from tests.kubernetes.conftest import CLAIM
 from tests.kubernetes.job_history import JobSeen, jobs_seen
 from tests.kubernetes.pipeline import REQUEST
@@ -37,6 +38,7 @@ class Site:
     """A cluster with the work pool `coreweave`, its worker, and the server that they serve."""
 
     cluster: Cluster
+    hub: HubDouble
     volume: Path
     environment: dict[str, str]
 
@@ -79,6 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     volume = make_volume(home)
     with (
         prefect_server(folder) as url,
+        HubDouble({"org/tiny": HubModel(contents(volume / "models/tiny"))}) as hub,
         Cluster(home / "cluster", {CLAIM: volume}, manifests=MANIFESTS) as cluster,
     ):
         own = prefect_environment(folder, url)
@@ -87,10 +90,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "DS_ACCELERATOR": "cpu",
             # As the orchestrator's image has it.
             "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
+            "HF_ENDPOINT": hub.url,
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         }
-        made = Site(cluster, volume, own)
+        made = Site(cluster, hub, volume, own)
         template = ["--base-job-template", str(FOLDER / "base-job-template.json")]
         made.prefect("work-pool", "create", "coreweave", "--type", "kubernetes", *template)
         made.prefect("deploy", "--name", "gptj")
@@ -116,7 +120,9 @@ def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_c
 
     trains = RunFolder(site.volume, "survivor").metrics.exists
     cluster.wait_for(trains, patience_seconds=MANY_STARTS_SECONDS)
-    assert [job.name for job in site.jobs("survivor-")] == rendered_names(site, "survivor")
+    looked, *steps = [job.name for job in site.jobs("survivor-")]
+    assert steps == rendered_names(site, "survivor")
+    assert looked.startswith("survivor-plan-")  # before anything is downloaded
     [first] = site.orchestrators()
     assert_right(first, site)
 
@@ -137,6 +143,27 @@ def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_c
     last_step = json.loads(run.metrics.read_text().splitlines()[-1])["step"]
     newest = max(path.parent.name for path in run.checkpoints.glob("*/manifest.json"))
     assert newest == f"step-{last_step:08}"  # it saved before it went
+
+
+def test_a_run_over_its_budget_is_refused_before_its_model_is_downloaded(site: Site) -> None:
+    given = {**REQUEST.model_dump(exclude_unset=True), "model": "org/tiny", "run_name": "dear"}
+    given["budget"] = json.dumps({"max_hours": 1e-6})
+    asked = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+    site.prefect("deployment", "run", "finetune/gptj", *asked)
+    seconds = MANY_STARTS_SECONDS
+    site.cluster.wait_for(lambda: site.jobs("dear-"), patience_seconds=seconds)
+    ended = ("Failed", "Completed")
+    site.cluster.wait_for(lambda: site.state("dear") in ended, patience_seconds=seconds)
+    message = site.ask("flow_runs", "dear")["state"]["message"]
+    assert "budget.max_hours is too little (got 1e-06)" in message
+    [job] = site.jobs("dear-")
+    assert job.name.startswith("dear-plan-")
+    assert site.hub.gets("config.json") and not site.hub.gets("model.safetensors")
+    assert not (site.volume / "models/org").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def rendered_names(site: Site, run_name: str) -> list[str]:

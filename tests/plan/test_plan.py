@@ -1,6 +1,5 @@
 """Plans: counts, memory, time and money, and what is refused with its way out."""
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,15 +86,6 @@ def test_worked_out_batch_is_the_references() -> None:
     assert planned(batch_size=-1).batch_size == 4
 
 
-def test_json_has_the_fields_of_the_design() -> None:
-    fields = json.loads(json.dumps(planned().to_dict()))
-    assert fields.keys() >= set(
-        "num_contexts num_train_contexts steps tokens batch_size zero_stage offload gpu_memory_gib "
-        "host_memory_gib checkpoint_gib seconds_per_step hours dollars_per_hour dollars "
-        "problems".split()
-    )
-
-
 def test_parts_add_up() -> None:
     made = planned()
     assert sum(made.gpu_memory_parts_gib.values()) == pytest.approx(made.gpu_memory_gib)
@@ -159,8 +149,12 @@ def test_class_without_a_price_is_planned_without_money() -> None:
     prices = load_prices()
     unpriced = type(prices)(core=prices.core, memory_gib=prices.memory_gib, gpus={})
     made = plan(GPT_J, 1000, DEFAULTS, catalogue=load_gpus(), prices=unpriced)
-    assert (made.dollars_per_hour, made.dollars) == (None, None)
+    assert (made.dollars_per_hour, made.dollars, made.problems) == (None, None, [])
     assert made.hours > 0
+    limited = DEFAULTS | {"budget": {"max_dollars": 5}}
+    (problem,) = plan(GPT_J, 1000, limited, catalogue=load_gpus(), prices=unpriced).problems
+    assert problem.startswith("budget.max_dollars can't be kept (got 5). A40 has no price")
+    assert "infra/prices.yaml" in problem
 
 
 def test_plan_for_a_cpu_needs_host_memory_alone() -> None:
@@ -215,6 +209,7 @@ def test_disk_holds_the_kept_checkpoints_and_one_more() -> None:
     assert default.disk_gib - lean.disk_gib == pytest.approx(2 * default.checkpoint_gib)
     (problem,) = planned(place=Place(free_gib=default.disk_gib - 1)).problems
     assert "pvc has too little room" in problem
+    assert "not known here" in dict(default.rows())["disk"]
     assert planned(place=Place(free_gib=default.disk_gib + 1)).problems == []
 
 

@@ -1,19 +1,28 @@
 """Plans of what is on a volume: the user's own catalogue, and what earlier runs measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from flows.cli import cli
 from flows.parameters import Parameters
-from flows.plan_request import plan_request
+from flows.plan_request import gather, plan_request, plan_with
 from flows.planning import Plan
 from tests.plan.models import GPT_2
 from trainer.config import load_parameters
 from trainer.errors import RequestError
 from trainer.plan_facts import step_seconds
 
+FIELDS = (  # DESIGN 8.1, and the room that there is
+    "num_contexts num_train_contexts steps tokens batch_size zero_stage offload gpu_memory_gib "
+    "host_memory_gib checkpoint_gib seconds_per_step hours dollars_per_hour dollars problems "
+    "disk_gib free_gib"
+).split()
 ASKED = {"model": "models/gpt2", "context": 512, "batch_size": 1}
 
 
@@ -28,6 +37,58 @@ def home(tmp_path: Path) -> Path:
 def planned(home: Path, on_cluster: bool = False, **parameters: Any) -> Plan:
     asked = Parameters(run_name="run", **ASKED, **parameters)
     return plan_request(asked, home, num_contexts=1000, on_cluster=on_cluster)
+
+
+def a_token_a_byte(folder: Path) -> None:
+    """Put a tokenizer into a model's folder."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens(["<|endoftext|>"])
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_the_command_prints_a_table_or_json_and_leaves_no_trace(home: Path) -> None:
+    volume = home / "finetune-data"
+    (volume / "dataset").mkdir()
+    (volume / "dataset/a.txt").write_text("Once upon a time.\n" * 20_000)
+    a_token_a_byte(volume / "models/gpt2")
+    before = tree(home)
+    words = [word for item in ASKED.items() for word in ("-p", "=".join(map(str, item)))]
+    command = ["plan", *words, "--home", str(home), "--backend", "local"]
+    table = CliRunner().invoke(cli, command)
+    assert table.exit_code == 0, table.output
+    fields = json.loads(CliRunner().invoke(cli, [*command, "--json"]).output)
+    assert fields.keys() >= set(FIELDS)
+    # Contexts begin after a line's end, so that they repeat a part of a line.
+    assert fields["num_contexts"] == pytest.approx(20_000 * 18 / 512, rel=0.05)
+    assert fields["problems"] == []
+    shown = dict(line.split("  ", 1) for line in table.output.splitlines())
+    assert shown["contexts"].strip().startswith(f"{fields['num_contexts']:,} (estimated)")
+    assert f"{fields['free_gib']:.1f}" in shown["disk"]
+    wrong = CliRunner().invoke(cli, [*command, "-p", "context=4096"])
+    assert wrong.exit_code == 78
+    assert "refused" in wrong.output and "context is larger than the model takes" in wrong.output
+    assert tree(home) == before
+
+
+def test_room_is_compared_where_the_volume_is(home: Path) -> None:
+    asked = Parameters(run_name="run", **ASKED)
+    facts = replace(gather(asked, home / "finetune-data", 1000), free_gib=0.5)
+    for on_cluster in (True, False):
+        made = plan_with(facts, asked, on_cluster=on_cluster)
+        (problem,) = made.problems
+        assert problem.startswith("pvc has too little room (got 0.5 GiB free)")
+        assert "0.50 GiB are free" in dict(made.rows())["disk"]
+    # A laptop's disk says nothing of the claim.
+    assert planned(home, on_cluster=True).free_gib is None
+    assert (planned(home).free_gib or 0) > 0
 
 
 def leave_a_run(home: Path, name: str, plan: Plan, seconds_per_step: float) -> None:

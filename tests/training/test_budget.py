@@ -13,6 +13,7 @@ from tests.training.volume import make_config, make_volume, read_lines
 from trainer import __main__ as command
 from trainer.checkpoints import verify
 from trainer.config import BudgetConfig, FinetuneConfig
+from trainer.errors import RequestError
 from trainer.run_folder import RunFolder
 from trainer.training import budget, rehearsal
 from trainer.training.budget import end_by, last_step
@@ -115,12 +116,15 @@ def test_hours_and_dollars_of_all_attempts_count(tmp_path: Path) -> None:
         path = run.times / f"{int(began)}-finetune.json"
         path.write_text(json.dumps(record))
 
-    def left(**budget: Any) -> float:
+    def left(dollars_per_hour: float | None = 2.0, **budget: Any) -> float:
         config = make_config(tmp_path, budget=BudgetConfig(**budget))
-        plan = {"dollars_per_hour": 2.0, "evaluation_seconds": 0.5 * HOUR}
+        plan = {"dollars_per_hour": dollars_per_hour, "evaluation_seconds": 0.5 * HOUR}
         return (end_by(FinetuneConfig(**{**config, "plan": plan}), run, NOW) - NOW) / HOUR
 
     assert left(max_hours=5) == pytest.approx(2.5)
     assert left(max_dollars=8) == pytest.approx(1.5)
+    assert left(0.0, max_dollars=8, max_hours=5) == pytest.approx(2.5)  # this machine costs nothing
+    with pytest.raises(RequestError, match=r"max_dollars can't be kept \(got 8.0\).*prices.yaml"):
+        left(None, max_dollars=8)
     assert left(max_hours=5, deadline="2026-11-24T02:00") == pytest.approx(1.5)
     assert end_by(FinetuneConfig(**make_config(tmp_path)), run, NOW) == 0.0

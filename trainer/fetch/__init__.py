@@ -8,6 +8,7 @@
     hub.py           a model of the Hugging Face hub: once, resumable, whole or not at all
     hub_client.py    the calls to the hub
     step.py          the step
+    look.py          the plan step: the same checks, and what a plan is made from
 
 Everything that is wrong is reported at once, before anything starts.
 """

@@ -7,6 +7,7 @@ on the disk, and ends on a signal only after the files it is at.
 
 import fnmatch
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from trainer.events import notice, progress
 from trainer.fetch.listing import Listing, RemoteFile
 from trainer.fetch.weights import INDEX, SINGLE
 
+CONFIG = "config.json"
 NUM_THREADS = 4
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.5
@@ -203,6 +205,31 @@ def _download_file(folder: Path, listing: Listing, file: RemoteFile) -> None:
             displayed_filename=file.name,
         )
     part.rename(path)
+
+
+def read_config(parameter: str, id: str, revision: str, *, weights: bool) -> bytes:
+    """The model's config.json; nothing is kept.
+
+    Args:
+        weights: Whether its weights will be wanted: refused where there are none to be had.
+    Raises:
+        RequestError: There is no such model, not for this token, or without a config.json.
+        StepError: The hub does not answer.
+    """
+    listing = list_model(parameter, id, revision, weights=weights, code=False)
+    found = [file for file in listing.files if file.name == CONFIG]
+    if not found:
+        raise RequestError(
+            f"{parameter} has no {CONFIG} on the hub (got {id}). Without it nobody knows what "
+            "kind of model it is. Name another."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _download_file(Path(folder), listing, found[0])
+        except _FAILURES as error:
+            _refuse(parameter, id, revision, error)
+            raise StepError(_unreachable(parameter, id, error)) from error
+        return (Path(folder) / CONFIG).read_bytes()
 
 
 def _join(threads: Iterable[threading.Thread], seconds: float) -> None:

@@ -4,13 +4,11 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from trainer.config import FetchConfig, TokenizeConfig, is_url, path_on_volume
+from trainer.config import FetchConfig, is_url, path_on_volume
 from trainer.errors import RequestError
 from trainer.fetch.dataset import check_dataset
 from trainer.fetch.hub import fetch_from_hub, fetched_before, parse_hub_id
@@ -18,7 +16,6 @@ from trainer.fetch.model_folder import ModelFacts, read_model
 from trainer.fetch.place import check_earlier_run, check_run_name, check_volume
 from trainer.fetch.tensorized import check_tensorized
 from trainer.fetch.tokenizer_folder import count_token_ids
-from trainer.plan_facts import gather
 from trainer.steps import StepResult
 from trainer.tokens.sources import Source
 
@@ -52,18 +49,24 @@ def run(config: FetchConfig) -> StepResult:
     Raises:
         RequestError: With everything that is wrong.
     """
-    # As path_on_volume has it: a volume may be named by a link or a relative path.
-    config = dataclasses.replace(config, volume=str(Path(config.volume).resolve()))
-    check_volume(Path(config.volume), touch=not config.check_only)
-    folders, sources = _check_what_is_there(config)
+    config, folders, _ = looked_at(config)
     if config.check_only:
         return StepResult(message="the request can be run")
     # A download takes long: it is begun only when nothing else is wrong.
     downloaded = [_download(config, parameter, folders) for parameter in _asked(config)]
-    result = _result(config, _check_model(config, folders), folders, any(downloaded))
-    if config.for_plan:
-        result.result["plan_facts"] = _plan_facts(config, folders, sources)
-    return result
+    return _result(config, _check_model(config, folders), folders, any(downloaded))
+
+
+def looked_at(config: FetchConfig) -> tuple[FetchConfig, Folders, list[Source]]:
+    """The request with its volume by its true path, the folders that are on it, the dataset.
+
+    Raises:
+        RequestError: With everything that is wrong, as far as it needs no download.
+    """
+    # As path_on_volume has it: a volume may be named by a link or a relative path.
+    config = dataclasses.replace(config, volume=str(Path(config.volume).resolve()))
+    check_volume(Path(config.volume), touch=not config.check_only)
+    return config, *_check_what_is_there(config)
 
 
 def _asked(config: FetchConfig) -> list[str]:
@@ -123,10 +126,10 @@ def _on_volume(config: FetchConfig, parameter: str) -> Path | None:
             f"tomorrow (got {name!r}). Write {hub_id.id}@COMMIT with the 40 digits of a commit "
             "that you have read."
         )
-    return fetched_before(volume, hub_id, tokenizer_only=_without_weights(config, parameter))
+    return fetched_before(volume, hub_id, tokenizer_only=without_weights(config, parameter))
 
 
-def _without_weights(config: FetchConfig, parameter: str) -> bool:
+def without_weights(config: FetchConfig, parameter: str) -> bool:
     """Whether all but the weights is wanted of what `parameter` names."""
     return parameter == "tokenizer" or bool(config.tensorizer_uri)
 
@@ -141,7 +144,7 @@ def _download(config: FetchConfig, parameter: str, folders: Folders) -> bool:
         Path(config.volume),
         parameter,
         hub_id,
-        tokenizer_only=_without_weights(config, parameter),
+        tokenizer_only=without_weights(config, parameter),
         with_code=config.trust_remote_code,
     )
     return downloaded
@@ -192,21 +195,6 @@ def _limits(config: FetchConfig, facts: ModelFacts, ids: int | None, tokenizer: 
             "Take the model's own tokenizer. Only tokens added to that one get new embeddings."
         )
     return problems
-
-
-def _plan_facts(config: FetchConfig, folders: Folders, sources: list[Source]) -> dict[str, Any]:
-    """What a plan of the request is made from."""
-    model_config = json.loads((folders["model"] / "config.json").read_text(encoding="utf-8"))
-    names = [f.name for f in dataclasses.fields(TokenizeConfig) if f.name in config.request]  # type: ignore[arg-type]
-    asked: dict[str, Any] = {name: config.request[name] for name in names}
-    places = {name: str(folder.relative_to(config.volume)) for name, folder in folders.items()}
-    asked |= {**places, "volume": config.volume, "run_name": config.run_name}
-    try:
-        return gather(TokenizeConfig(**asked), model_config, sources=sources).to_dict()
-    except ValueError as error:
-        raise RequestError(
-            f"model can't be planned with (got {config.model!r}): {error}"
-        ) from error
 
 
 def _result(

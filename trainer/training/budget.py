@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from trainer.config import FinetuneConfig
+from trainer.errors import RequestError
 from trainer.report.times import IMAGE, QUEUE, STOPPED, ledger
 from trainer.run_folder import RunFolder
 
@@ -27,12 +28,15 @@ def end_by(config: FinetuneConfig, run: RunFolder, now: float) -> float:
     What the run took so far counts, over all its attempts, and what evaluating is planned
     to take after it. A run that was stopped takes no hours, and one that waits for a
     machine no dollars.
+
+    Raises:
+        RequestError: Dollars are limited, and what an hour costs is not known.
     """
     budget, plan, limits = config.budget, config.plan, []
     spent = {name: seconds for name, seconds in ledger(run).items() if name != STOPPED}
     if budget.max_hours:
         limits.append(now + 3600 * budget.max_hours - sum(spent.values()))
-    if budget.max_dollars and (per_hour := plan.get("dollars_per_hour")):
+    if budget.max_dollars and (per_hour := _dollars_per_hour(config)):
         paid = sum(spent.values()) - spent.get(QUEUE, 0.0) - spent.get(IMAGE, 0.0)
         limits.append(now + 3600 * budget.max_dollars / per_hour - paid)
     if budget.deadline:
@@ -40,6 +44,19 @@ def end_by(config: FinetuneConfig, run: RunFolder, now: float) -> float:
         limits.append((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     reserve = plan.get("evaluation_seconds", 0.0)
     return max(1.0, min(limits) - reserve) if limits else 0.0
+
+
+def _dollars_per_hour(config: FinetuneConfig) -> float:
+    """What an hour costs by the run's plan; 0: nothing, on this machine."""
+    price = config.plan.get("dollars_per_hour")
+    if price is None:  # a GPU without one, or Jobs that were rendered without a plan
+        raise RequestError(
+            f"budget.max_dollars can't be kept (got {config.budget.max_dollars}). The run's plan "
+            "does not say what an hour costs. Add the trainer_gpu to the file of prices "
+            "(infra/prices.yaml, or the one that FINETUNE_PRICES names) and start the run as a "
+            "flow, or leave max_dollars out."
+        )
+    return price
 
 
 def last_step(
