@@ -3,6 +3,7 @@
     {run_name}/run.json             the request that defines the run, versions, digests
     {run_name}/outcomes/{step}.json what each step ended with
     {run_name}/times/               where the time went, see trainer/journal.py
+    {run_name}/went-back.json       to which checkpoint training went back from bad numbers, once
     {run_name}/replaced/{time}/     what `no_resume=true` put aside
 
 A run is admitted by its finetune step, when the request was checked and the tokens
@@ -35,6 +36,7 @@ class RunFolder:
         self.report = self.root / "evaluation.json"
         self.services = self.root / "services.jsonl"
         self.times = self.root / "times"
+        self.went_back = self.root / "went-back.json"
 
     def record(self) -> dict[str, Any] | None:
         """What run.json holds, or None where the run was never admitted."""
