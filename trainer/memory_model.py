@@ -62,6 +62,8 @@ class Setting:
     chunked_loss: bool = True
     on_gpu: bool = True
     """False: processes on a CPU, whose "GPU memory" is the host's."""
+    copied_checkpoints: bool = True
+    """Whether checkpoints are written from a copy in host memory, while training goes on."""
 
     @property
     def tokens(self) -> int:
@@ -91,8 +93,11 @@ REFERENCE = Setting(
     offload=True,
     fused_attention=False,
     chunked_loss=False,
+    copied_checkpoints=False,
 )
-"""The reference's published run: Hugging Face's Trainer, eager attention, whole logits."""
+"""The reference's published run: Hugging Face's Trainer, eager attention, whole logits.
+
+Training stood still while it wrote a checkpoint, from the numbers themselves."""
 
 
 def gpu_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
@@ -123,12 +128,29 @@ def host_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
         parts["gradients"] = GRADIENT_BYTES_ON_HOST * held
         # DeepSpeed keeps the gradients as they come from the GPU too, in pinned memory.
         parts["pinned gradients"] = WEIGHT_BYTES[setting.precision] * held
-    return parts
+    copied = checkpoint_copy_bytes(shape, setting) * setting.processes_per_node
+    return parts | ({"checkpoint copy": copied} if copied else {})
+
+
+def checkpoint_copy_bytes(shape: ModelShape, setting: Setting) -> int:
+    """Host memory of each process from which a checkpoint is written while training goes on.
+
+    In fp32, whatever the precision; all processes together save each number once.
+    """
+    if not setting.copied_checkpoints:
+        return 0
+    return ADAM_BYTES * setting.trained(shape) // setting.processes
 
 
 def gpu_bytes(shape: ModelShape, setting: Setting) -> int:
     """Bytes on each GPU at the peak of a step."""
     return sum(gpu_parts(shape, setting).values())
+
+
+def process_bytes(shape: ModelShape, setting: Setting) -> int:
+    """What has to fit into a GPU; without one, into a process' part of the host's memory."""
+    copied = 0 if setting.on_gpu else checkpoint_copy_bytes(shape, setting)
+    return gpu_bytes(shape, setting) + copied
 
 
 def host_bytes(shape: ModelShape, setting: Setting) -> int:
@@ -270,7 +292,8 @@ def choose(
     Args:
         shape: The model.
         setting: What is given: context, ZeRO stage, processes, precision.
-        memory_bytes: Of one GPU, whole; USABLE_SHARE of it is planned with.
+        memory_bytes: Of one GPU, whole, or a CPU process' part of the host's memory;
+            USABLE_SHARE of it is planned with.
         batch_size: Contexts in a micro-batch; -1: as many as fit and make it faster.
         divisor: Divides a batch size that was worked out (`batch_size_divisor`).
         offload: Whether to; '' is where nothing else fits a GPU.
@@ -283,7 +306,7 @@ def choose(
     for offloaded in offload_ways(setting, offload):
         for size in sizes:
             tried = replace(setting, batch_size=size, offload=offloaded, checkpointed_layers=None)
-            if gpu_bytes(shape, tried) > room:
+            if process_bytes(shape, tried) > room:
                 continue
             if batch_size < 0:
                 tried = replace(tried, batch_size=max(1, math.floor(size / divisor)))
@@ -300,4 +323,4 @@ def offload_ways(setting: Setting, asked: Offload) -> tuple[bool, ...]:
 
 def _with_least_recomputing(shape: ModelShape, setting: Setting, room: int) -> Setting:
     settings = (replace(setting, checkpointed_layers=n) for n in range(shape.layers + 1))
-    return next(tried for tried in settings if gpu_bytes(shape, tried) <= room)
+    return next(tried for tried in settings if process_bytes(shape, tried) <= room)

@@ -3,6 +3,7 @@
     {run_name}/run.json             the request that defines the run, versions, digests
     {run_name}/outcomes/{step}.json what each step ended with
     {run_name}/times/               where the time went, see trainer/journal.py
+    {run_name}/went-back.json       to which checkpoint training went back from bad numbers, once
     {run_name}/replaced/{time}/     what `no_resume=true` put aside
     {run_name}/served/              models of its service, see trainer/serving/kept.py
 
@@ -39,6 +40,7 @@ class RunFolder:
         self.services = self.root / "services.jsonl"
         self.served = self.root / "served"
         self.times = self.root / "times"
+        self.went_back = self.root / "went-back.json"
 
     def served_model(self, digest: str) -> Path:
         """Where a model of that digest is kept for its servers."""

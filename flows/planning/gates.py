@@ -22,7 +22,7 @@ def context_problems(shape: ModelShape, parameters: Mapping[str, Any]) -> list[s
 
 
 def does_not_fit(shape: ModelShape, smallest: Setting, machine: Machine, memory_gib: float) -> str:
-    needed = memory_model.gpu_bytes(shape, smallest) / GIB
+    needed = memory_model.process_bytes(shape, smallest) / GIB
     usable = memory_gib * memory_model.USABLE_SHARE
     ways = ["a larger trainer_gpu"] if machine.gpu else ["a machine with more memory"]
     if smallest.batch_size > 1:

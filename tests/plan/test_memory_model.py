@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,9 @@ from trainer.memory_model import (
     gpu_bytes,
     gpu_parts,
     host_bytes,
+    host_parts,
     loss_bytes,
+    process_bytes,
 )
 from trainer.model_shape import ModelShape
 
@@ -90,6 +93,20 @@ def test_offload_moves_the_optimizer_to_the_host() -> None:
     moved = host_bytes(GPT_J, far) - host_bytes(GPT_J, near)
     # All four share one node: fp32 weights, moments and gradients, and gradients in bf16.
     assert moved == pytest.approx(18 * GPT_J.parameters, rel=1e-6)
+
+
+def test_checkpoints_are_written_from_a_copy_of_what_is_trained() -> None:
+    def copied(**changes: Any) -> int:
+        setting = Setting(context=2048, processes=4, processes_per_node=2, **changes)
+        return host_parts(GPT_J, setting)["checkpoint copy"]
+
+    # Each of two nodes holds one half, whatever the ZeRO stage: all save each number once.
+    assert copied(zero_stage=0) == copied(zero_stage=3) == 12 * GPT_J.parameters // 4 * 2
+    assert copied(trained_parameters=4_000_000) == 12 * 4_000_000 // 2
+    # On a CPU it takes of the memory that a batch could have.
+    setting = Setting(context=2048, on_gpu=False)
+    more = process_bytes(GPT_J, setting) - gpu_bytes(GPT_J, setting)
+    assert more == 12 * GPT_J.parameters
 
 
 def test_chunked_loss_does_not_grow_with_the_batch_as_whole_logits_do() -> None:

@@ -15,10 +15,11 @@ from tensorizer import TensorSerializer
 from transformers import AutoModelForCausalLM
 
 from tests.object_store import s3_server
-from tests.training.forking import Strike, ended_with, log_of, run_step
+from tests.training.forking import Strike, ended_with, log_of, run_forked, run_step
 from tests.training.volume import VOCABULARY, make_config, make_model, make_volume, read_lines
 from trainer.models import load_base, load_model
 from trainer.tokens.store import Manifest, file_digest
+from trainer.training.rehearsal import main as rehearse
 
 ARCHITECTURES = ["gptj", "neox", "llama"]
 
@@ -145,6 +146,9 @@ def test_added_tokens_get_embeddings_that_are_trained(tmp_path: Path) -> None:
     assert not torch.equal(*rows)
     losses = [x["eval_loss"] for x in read_lines(runs[0] / "metrics.jsonl") if "eval_loss" in x]
     assert losses[-1] < losses[0]
+    whole = tmp_path / "whole"
+    code, said = run_forked(whole, lambda: rehearse([str(whole), "run"]))
+    assert code == 0 and "resumes exactly: from step 4 to step 6" in said, said
 
 
 def test_first_process_hands_weights_on_that_are_not_read_in_parts(tmp_path: Path) -> None:

@@ -3,18 +3,27 @@
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_volume, read_lines
-from trainer.checkpoints import newest_good, seal, steps_there, verify, verify_run
+from trainer.checkpoints import newest_good, seal, set_aside, steps_there, verify, verify_run
 from trainer.checkpoints.folder import clear_parts, name_of, part_of, prune
 from trainer.checkpoints.tensors import SliceReader, write_tensors
+from trainer.config import CheckpointsConfig
 from trainer.errors import DamagedError
+from trainer.training import retrying
+from trainer.training.partitions import KINDS, Slice
+from trainer.training.records import Records
+from trainer.training.saving import Saver
+from trainer.training.tracking import TensorBoard
 
 
 def make_checkpoint(folder: Path, step: int, eval_loss: float | None = None) -> Path:
@@ -79,9 +88,8 @@ def test_every_damage_is_found_and_the_one_before_is_used(
 ) -> None:
     good, bad = make_checkpoint(tmp_path, 5), make_checkpoint(tmp_path, 7)
     damage(bad)
-    found, set_aside = newest_good(tmp_path)
+    found, [(path, problems)] = newest_good(tmp_path)
     assert found == good
-    [(path, problems)] = set_aside
     assert path == bad and problems and all(bad.name in problem for problem in problems)
 
 
@@ -90,6 +98,9 @@ def test_with_none_intact_it_stops_instead_of_starting_over(tmp_path: Path) -> N
     with pytest.raises(DamagedError, match="none of the run's 1 checkpoints is intact"):
         newest_good(tmp_path)
     assert steps_there(tmp_path) == [5]
+    set_aside(tmp_path / name_of(5))  # no less bad for being called so
+    with pytest.raises(DamagedError, match="damaged-step-00000005 was set aside before"):
+        newest_good(tmp_path)
 
 
 def test_without_any_checkpoint_it_begins(tmp_path: Path) -> None:
@@ -127,6 +138,8 @@ def test_slices_of_several_writers_are_read_as_one(tmp_path: Path) -> None:
     assert out.tolist() == numbers[2:7].tolist()
     with pytest.raises(ValueError, match="has 2 of 5 numbers from 8 on"):
         reader.read("weight/x", 8, out)
+    with pytest.raises(ValueError, match="weight/x has 10 numbers instead of 5"):
+        reader.read("weight/x", 0, out, whole=5)
 
 
 def test_torch_reads_what_is_written(tmp_path: Path) -> None:
@@ -193,9 +206,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # a failed test has files open
 
 
+FAST = "trainer.training.retrying:RETRY_SECONDS=0.05"
 # Killed by the thread that has just sealed step 4, so there are two checkpoints for sure.
 STOPPED_AT_4 = Strike("trainer.training.saving:seal", 2, after=True)
 
@@ -210,15 +224,14 @@ def fill(disk: Path, leave_bytes: int) -> Path:
 
 def test_a_full_disk_fails_the_run_but_keeps_the_last_good_checkpoint(small_disk: Path) -> None:
     config = make_config(make_volume(small_disk), save_steps=2)
-    fast = "trainer.training.saving:RETRY_SECONDS=0.01"
     run = small_disk / "run"
     run_step("finetune", config, STOPPED_AT_4)
     before = steps_there(run / "checkpoints")
     assert before == [2, 4]
     shutil.rmtree(run / "checkpoints" / "step-00000002")  # only the last good one is left
     ballast = fill(small_disk, 100_000)  # a checkpoint takes 380 kB
-    assert run_step("finetune", config, setting=fast) == 1
-    assert "a checkpoint can't be written" in log_of(config)
+    assert run_step("finetune", config, setting=FAST) == 1
+    assert "a checkpoint can't be written ([Errno 28] the volume lacks 0.3 MiB" in log_of(config)
     assert "a checkpoint could not be written" in log_of(config)
     assert newest_good(run / "checkpoints")[0] == run / "checkpoints" / "step-00000004"
     ballast.unlink()
@@ -226,12 +239,54 @@ def test_a_full_disk_fails_the_run_but_keeps_the_last_good_checkpoint(small_disk
     assert not any(verify_run(run).values())
 
 
-def test_where_room_is_short_older_checkpoints_go_first(small_disk: Path) -> None:
-    config = make_config(make_volume(small_disk), save_steps=2)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_where_room_is_short_older_checkpoints_go_first(small_disk: Path, processes: int) -> None:
+    changes = {"processes": processes, "gradients": 2 // processes}
+    config = make_config(make_volume(small_disk), save_steps=2, **changes)
     run = small_disk / "run"
     run_step("finetune", config, STOPPED_AT_4)
     assert steps_there(run / "checkpoints") == [2, 4]
     fill(small_disk, 200_000)  # room for the next one only where step 2 was
-    assert run_step("finetune", config) == 0, log_of(config)
+    assert run_step("finetune", config, setting=FAST) == 0, log_of(config)
     assert steps_there(run / "checkpoints")[-1] == 12
     assert not any(verify_run(run).values())
+
+
+def a_saver(disk: Path) -> Saver:
+    """Of one process that trains four numbers."""
+    piece = Slice("w", 0, 4, (4,), {kind: torch.arange(4.0) for kind in KINDS})
+    (disk / "checkpoints").mkdir(exist_ok=True)
+    return Saver(disk / "checkpoints", [piece], 0, 1, CheckpointsConfig())
+
+
+def test_what_waits_for_room_is_written_whole_once_there_is_some(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.05)
+    (small_disk / "run").mkdir()
+    records, line = Records(small_disk / "run"), {"step": 1, "loss": 0.5, "text": "w" * 6000}
+    curves = TensorBoard(small_disk / "curves", small_disk / "none", 0)
+    saver = a_saver(small_disk)
+    writes = [
+        (lambda: records.add("metrics.jsonl", line), "metrics.jsonl can't be written"),
+        (lambda: [curves.add(line) for _ in range(200)], "curves can't be written"),
+        (lambda: [saver.save(1, {}), saver.wait()], "a checkpoint can't be written"),
+    ]
+    for write, said in writes:
+        ballast = fill(small_disk, 4096)  # one page: less than any of them takes
+        threading.Timer(0.12, ballast.unlink).start()
+        write()
+        assert said in capfd.readouterr().out
+    assert read_lines(small_disk / "run" / "metrics.jsonl") == [line]
+    events = EventAccumulator(str(small_disk / "curves")).Reload().Scalars("train/loss")
+    assert [event.value for event in events] == [0.5] * 200
+    assert verify(small_disk / "checkpoints" / name_of(1)) == []
+
+
+def test_a_thread_that_breaks_ends_training_at_the_next_look(tmp_path: Path) -> None:
+    saver = a_saver(tmp_path)
+    saver.save(1, {"unwritable": object()})
+    saver._thread.join()  # type: ignore[union-attr]
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        saver.check()
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -11,18 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.training.forking import Strike, ended_with, log_of, run_step, start_step, wait_for
+from tests.training.forking import (
+    Strike,
+    ended_with,
+    log_of,
+    run_forked,
+    run_step,
+    start_step,
+    wait_for,
+)
 from tests.training.volume import CONTEXT, make_config, make_volume, read_lines, write_store
 from trainer.checkpoints import read_manifest, verify
+from trainer.checkpoints.folder import name_of
 from trainer.events import parse_event
 from trainer.tokens.store import TokenStore
 from trainer.training.batches import trained_tokens
+from trainer.training.rehearsal import main as rehearse
 
 ENGINE, LOOP = "trainer.training.engine", "trainer.training.loop"
 
@@ -166,11 +177,18 @@ def poison(volume: Path, word: int, contexts: list[int]) -> None:
     write_store(volume / "tokens" / "tiny", ids, lengths, store.manifest.num_train_contexts)
 
 
-@pytest.mark.parametrize(("stage", "processes"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
-def test_a_bad_step_is_left_out_and_named(tmp_path: Path, stage: int, processes: int) -> None:
+ENGINES = [(0, 1, "fp32"), (0, 2, "fp32"), (1, 2, "fp32"), (2, 2, "fp32"), (3, 2, "fp32")]
+ENGINES += [(1, 1, "bf16"), (2, 2, "bf16"), (3, 2, "bf16")]
+
+
+@pytest.mark.parametrize(("stage", "processes", "precision"), ENGINES)
+def test_a_bad_step_is_left_out_and_named(
+    tmp_path: Path, stage: int, processes: int, precision: str
+) -> None:
     volume = make_volume(tmp_path)
     poison(volume, word=95, contexts=[6])
     changes = {"zero_stage": stage, "processes": processes, "gradients": 2 // processes}
+    changes["precision"] = precision  # type: ignore[assignment]
     config = make_config(volume, no_shuffle=True, epochs=1, save_steps=0, **changes)
     assert run_step("finetune", config) == 0, log_of(config)
     [skipped] = read_lines(volume / "run" / "skipped.jsonl")
@@ -194,6 +212,47 @@ def test_after_three_bad_steps_it_goes_back_once_and_then_stops(tmp_path: Path) 
     assert "The run goes back to step-00000004, once." in log
     assert "take a lower learn_rate" in log
     assert log.count("\nstep 5 was left out") == 2
+    assert run_step("finetune", config) == 1  # by whoever tries again what failed
+    assert log_of(config).count("The run goes back") == log.count("The run goes back")
+    assert log_of(config).count("\nstep 5 was left out") == 3
+
+
+def test_checkpoints_by_the_clock_say_the_loss_of_their_own_weights(tmp_path: Path) -> None:
+    changes = {"save_steps": 0, "processes": 2, "gradients": 1, "zero_stage": 2}
+    by_step = make_config(make_volume(tmp_path / "by-step"), **changes)
+    by_clock = make_config(make_volume(tmp_path / "by-clock"), **changes)
+    by_clock["checkpoints"] = {"every_minutes": 1e-9, "keep_last": 3, "keep_best": False}
+    assert run_step("finetune", by_step) == 0, log_of(by_step)
+    assert run_step("finetune", by_clock, Strike(f"{ENGINE}:Engine.loss", 5)) == -signal.SIGKILL
+    assert run_step("finetune", by_clock) == 0, log_of(by_clock)
+    runs = [Path(config["volume"]) / "run" for config in (by_step, by_clock)]
+    plain, clocked = (read_lines(run / "metrics.jsonl") for run in runs)
+    losses = {line["step"]: line["eval_loss"] for line in clocked if "eval_loss" in line}
+    assert [x["step"] for x in clocked if "eval_loss" in x] == list(range(1, 13))
+    assert [x["loss"] for x in clocked if "loss" in x] == [x["loss"] for x in plain if "loss" in x]
+    kept = {n: runs[1] / "checkpoints" / name_of(n) for n in (10, 11, 12)}
+    for step, place in kept.items():
+        assert read_manifest(place).about["eval_loss"] == losses[step]
+    weights = [(run / "final" / "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    shutil.rmtree(kept[11])  # what resumes from 10 has no clock that would have it validate there
+    code, said = run_forked(runs[1].parent, lambda: rehearse([str(runs[1].parent), "run"]))
+    assert code == 0 and "resumes exactly: from step 10 to step 12" in said, said
+
+
+def test_samples_are_of_the_same_model_in_every_stage(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path)
+    (volume / "prompts.txt").write_text("w3 w4\n", encoding="utf-8")
+    changes = {"processes": 2, "gradients": 1, "epochs": 1, "prompt_file": "prompts.txt"}
+    sampling = {"prompt_tokens": 8, "prompt_samples": 2}
+    found = []
+    for stage in (0, 3):
+        name = f"stage-{stage}"
+        config = make_config(volume, run_name=name, request={}, zero_stage=stage, **changes)
+        assert run_step("finetune", config | {"sampling": sampling}) == 0, log_of(config)
+        found.append(read_lines(volume / name / "samples.jsonl"))
+    assert [line["step"] for line in found[0]] == [0, 4, 6]
+    assert found[0] == found[1]
 
 
 def test_curves_have_each_step_once_after_going_on(tmp_path: Path) -> None:
@@ -251,16 +310,40 @@ def test_the_real_command_trains_in_two_processes_and_stops_on_sigterm(tmp_path:
     assert len(noise) == 1 and noise[0].startswith("stopped by SIGTERM after step")
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    config = make_config(make_volume(tmp_path), epochs=2000, save_steps=0)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, processes: int) -> None:
+    config = make_config(make_volume(tmp_path), epochs=2000, save_steps=0, processes=processes)
     pid = start_step("finetune", config)
     while '"done": 3,' not in log_of(config):
         time.sleep(0.05)
-    os.kill(pid, signal.SIGSTOP)  # so that both arrive before it can save
+    training = psutil.Process(pid).children() or [psutil.Process(pid)]
+    for process in training:
+        process.suspend()  # so that both arrive before it can save
     os.kill(pid, signal.SIGINT)
-    os.kill(pid, signal.SIGCONT)
+    time.sleep(0.3 if processes > 1 else 0)
+    if processes == 1:
+        os.kill(pid, signal.SIGCONT)
     os.kill(pid, signal.SIGINT)
     assert wait_for(pid) == 143
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_sigterm_while_its_processes_only_start_is_an_interruption(tmp_path: Path) -> None:
+    config = make_config(make_volume(tmp_path), processes=2, gradients=1)
+    path, log = tmp_path / "config.json", tmp_path / "log"
+    path.write_text(json.dumps(config))
+    with open(log, "wb") as out:
+        command = [sys.executable, "-m", "trainer", "finetune", str(path)]
+        step = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        while step.poll() is None and len(psutil.Process(step.pid).children()) < 2:
+            time.sleep(0.005)
+        time.sleep(0.05)  # both are Python by now, and have no handler of their own yet
+        step.send_signal(signal.SIGTERM)
+        assert step.wait(60) == 143, log.read_text()
+    finally:
+        step.kill()
+        step.wait()
 
 
 def test_lora_trains_adapters_alone_and_merges_them(tmp_path: Path) -> None:

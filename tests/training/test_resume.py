@@ -128,7 +128,14 @@ def test_adapters_resume_exactly_and_slow_saves_are_warned_of(tmp_path: Path) ->
     strikes = [Strike(f"{ENGINE}:Engine.step", 6, after=True), Strike(f"{SAVING}:seal", 1)]
     kill_and_go_on(broken, strikes)
     assert_same(broken, whole)
-    assert "steps since the last one would be done again" in log_of(whole)
+    log = log_of(whole)
+    assert log.index("steps since the last one would be done again") < log.index('"done": 9,')
+    # Its dropout differs from process to process, so nothing is promised of its losses.
+    strike = Strike(f"{ENGINE}:Engine.step", 2, signum=signal.SIGTERM)
+    other = whole | {"run_name": "other", "request": {"run_name": "other"}}
+    assert run_step("finetune", other, strike) == 143
+    assert run_step("finetune", other | {"processes": 2}, strike) == 143
+    assert "dropout draws anew for each process" in log_of(other)
 
 
 ENGINES = [("llama", 0), ("gptj", 1), ("neox", 2), ("gptj", 3)]
@@ -137,6 +144,8 @@ ENGINES = [("llama", 0), ("gptj", 1), ("neox", 2), ("gptj", 3)]
 @pytest.mark.parametrize(("architecture", "stage"), ENGINES)
 def test_two_processes_resume_exactly(tmp_path: Path, architecture: str, stage: int) -> None:
     changes = {"zero_stage": stage, "gradients": 1, "processes": 2, "architecture": architecture}
+    if stage == 1:  # the last step of each epoch has one context
+        changes |= {"gradients": 5, "batch_size": 1, "epochs": 4, "no_shuffle": True}
     whole, broken = unbroken(tmp_path, **changes), _config(tmp_path / "broken", **changes)
     assert run_step("finetune", whole) == 0, log_of(whole)[-3000:]
     strikes = [
@@ -170,7 +179,8 @@ def test_other_processes_and_stages_continue_within_rounding(tmp_path: Path) -> 
         broken |= {"processes": processes, "zero_stage": stage}
         strike = Strike(f"{ENGINE}:Engine.step", 2, signum=signal.SIGTERM)
         assert run_step("finetune", broken, strike) == 143, log_of(broken)[-3000:]
-    assert "sums in another order" in log_of(broken)
+    assert "losses agree to about 1e-4" in log_of(broken)
+    assert "dropout" not in log_of(broken)
     assert run_step("finetune", broken) == 0, log_of(broken)[-3000:]
     volume = Path(whole["volume"])
     lines = [read_lines(volume / name / "metrics.jsonl") for name in ("run", "broken")]

@@ -36,7 +36,7 @@ def newest_good(folder: Path) -> tuple[Path | None, list[tuple[Path, list[str]]]
     """The newest checkpoint that verifies, and the newer ones that don't, with reasons.
 
     Raises:
-        DamagedError: There are checkpoints, and none is good.
+        DamagedError: There are checkpoints, or were before they were set aside, and none is good.
     """
     bad: list[tuple[Path, list[str]]] = []
     for step in reversed(steps_there(folder)):
@@ -45,11 +45,14 @@ def newest_good(folder: Path) -> tuple[Path | None, list[tuple[Path, list[str]]]
         if not problems:
             return path, bad
         bad.append((path, problems))
-    if bad:
-        reasons = "; ".join(problem for _, problems in bad for problem in problems)
+    reasons = [problem for _, problems in bad for problem in problems]
+    aside = [path.name for path in sorted(folder.glob("damaged-*"))]
+    if bad or aside:
+        reasons += [f"{name} was set aside before" for name in aside]
         raise DamagedError(
-            f"none of the run's {len(bad)} checkpoints is intact: {reasons}. They were left as "
-            "they are. Bring one back from a copy, or start over with no_resume=true."
+            f"none of the run's {len(bad) + len(aside)} checkpoints is intact: "
+            f"{'; '.join(reasons)}. They were left as they are. Bring one back from a copy, or "
+            "start over with no_resume=true."
         )
     return None, bad
 

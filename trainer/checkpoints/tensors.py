@@ -152,8 +152,16 @@ class SliceReader:
     def numel(self, name: str) -> int:
         return sum(piece.numel for piece in self._pieces[name])
 
-    def read(self, name: str, start: int, out: np.ndarray) -> None:
-        """Fill `out`, flat, with the numbers of `name` (kind/parameter) from `start` on."""
+    def read(self, name: str, start: int, out: np.ndarray, whole: int | None = None) -> None:
+        """Fill `out`, flat, with the numbers of `name` (kind/parameter) from `start` on.
+
+        Args:
+            whole: How many numbers `name` has to have; None: any.
+        Raises:
+            ValueError: It has others, or none there.
+        """
+        if whole is not None and name in self._pieces and self.numel(name) != whole:
+            raise ValueError(f"{name} has {self.numel(name)} numbers instead of {whole}")
         stop, filled = start + out.size, 0
         for piece in self._pieces.get(name, ()):
             low, high = max(start, piece.start), min(stop, piece.start + piece.numel)

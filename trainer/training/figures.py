@@ -39,6 +39,14 @@ def engine_record(engine: Engine) -> dict[str, Any]:
     }
 
 
+def has_dropout(model: Any) -> bool:
+    """Whether training draws masks: of layers, adapters or attention."""
+    shares = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    # Attention takes its share from the config, and has no layer for it.
+    shares += [getattr(model.config, n, 0) for n in ("attention_dropout", "attn_pdrop", "dropout")]
+    return any(share > 0 for share in shares)
+
+
 def _device_name() -> str:
     """What computes, as far as it decides how numbers are rounded."""
     if torch.cuda.is_available():

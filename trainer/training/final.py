@@ -54,7 +54,8 @@ def checkpointed_model(job: Job, checkpoint: Path, adapter: Path) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                reader.read(f"weight/{name}", 0, parameter.view(-1).numpy())
+                numbers = parameter.view(-1).numpy()
+                reader.read(f"weight/{name}", 0, numbers, whole=numbers.size)
     return merge(adapted, adapter) if adapted else model
 
 

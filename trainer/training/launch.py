@@ -55,13 +55,13 @@ def train_in_processes(job: Job, processes: int, group: Group | None = None) -> 
         (folder / "job.json").write_text(job.to_json(), encoding="utf-8")
         started = [_start(folder, first + n, world, processes) for n in range(processes)]
         try:
-            was_told = _wait(started, group, job.config.grace_seconds)
+            told = _wait(started, group, job.config.grace_seconds)
         finally:
             _end(started)
         codes = [p.returncode for p in started]
         if group is not None:
-            _blame_others(group, folder, codes, was_told)
-        return _result(folder, codes, first)
+            _blame_others(group, folder, codes, bool(told))
+        return _result(folder, codes, first, told)
 
 
 def _start(folder: Path, rank: int, world: int, processes: int) -> subprocess.Popen[bytes]:
@@ -94,17 +94,17 @@ def how_to_meet(folder: Path, rank: int, world: int, processes: int) -> dict[str
 
 def _wait(
     processes: list[subprocess.Popen[bytes]], group: Group | None, grace_seconds: float
-) -> bool:
+) -> str:
     """Return when all have ended, or one has failed; pass signals on meanwhile.
 
     Returns:
-        Whether a signal came here.
+        The first signal that came here; empty: none did.
     """
-    interrupts, was_told = 0, False
+    interrupts, told = 0, ""
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        nonlocal interrupts, was_told
-        was_told = True
+        nonlocal interrupts, told
+        told = told or signal.Signals(signum).name
         interrupts += signum == signal.SIGINT
         for process in processes:
             if process.poll() is None:
@@ -121,7 +121,7 @@ def _wait(
                 _linger(processes, grace_seconds if group.stopped else LINGER_SECONDS)
                 break
             time.sleep(POLL_SECONDS)
-        return was_told
+        return told
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -154,8 +154,12 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _result(folder: Path, exit_codes: list[int], first: int) -> dict[str, Any]:
-    """The first process' figures, or an error made of what the processes left behind."""
+def _result(folder: Path, exit_codes: list[int], first: int, told: str) -> dict[str, Any]:
+    """The first process' figures, or an error made of what the processes left behind.
+
+    Args:
+        told: The signal that came here and was passed on; empty: none did.
+    """
     if not any(exit_codes):
         return json.loads((folder / f"result-{first}.json").read_text(encoding="utf-8"))
     errors = [
@@ -165,6 +169,9 @@ def _result(folder: Path, exit_codes: list[int], first: int) -> dict[str, Any]:
         for error in errors:
             if error["kind"] == kind.__name__:
                 raise kind(error["message"])
+    if told and {-signal.SIGTERM, -signal.SIGKILL} & {*exit_codes}:
+        # In its imports a process has no handler yet; a second Ctrl-C kills it on purpose.
+        raise Interrupted(f"stopped by {told} before it could save: it goes on from what is saved")
     failed = [(r, c) for r, c in enumerate(exit_codes) if c not in (0, EXIT_TERMINATED)]
     # Where one was killed, the others only lost their connection to it.
     rank, code = min(failed, key=lambda each: each[1] >= 0)

@@ -39,7 +39,6 @@ class Progress:
     eval_loss: float | None = None
     looked_at: int = -1  # the last step at which validation or samples were made
     skipped_in_row: int = 0  # steps whose numbers were not finite, up to now
-    went_back: bool = False  # to a checkpoint, because of such steps
     shortened: Shortened | None = None  # the schedule, by the budget
     records: dict[str, int] = field(default_factory=dict)  # bytes of metrics.jsonl, ...
 
@@ -111,8 +110,9 @@ class Loop:
                 share = next(batches)
             self._train(step, share, began)
             self._keep_to_budget()
-            self._look()
-            if self._is_due(step + 1):
+            is_due = self._is_due(step + 1)
+            self._look(is_due)
+            if is_due:
                 self._save()
             self._stop_or_go_on()
         self._save()
@@ -232,13 +232,17 @@ class Loop:
         # Clocks differ, the decision must not: the first process decides.
         return self.engine.sum_over_processes(by_clock and self.first)[0] > 0
 
-    def _look(self) -> None:
+    def _look(self, is_due: bool = False) -> None:
         """Validate and sample where this step calls for it and it was not done yet.
 
-        A signal in between ends it without a trace: it is done after going on again.
+        A signal in between ends it without a trace: it is done after going on again, unless
+        the clock alone called for it.
+
+        Args:
+            is_due: Whether a checkpoint is about to be made: it says the loss of its own weights.
         """
         progress = self.progress
-        validate, write = self._calls_for(progress.step)
+        validate, write = self._calls_for(progress.step, is_due)
         if progress.looked_at == progress.step or not (validate or write):
             return
         loss = self._validate() if validate else None
@@ -255,10 +259,10 @@ class Loop:
                 events.emit("sample", **line)
                 print(f"step {line['step']} | {line['prompt']}|{line['texts'][0]}", flush=True)
 
-    def _calls_for(self, step: int) -> tuple[bool, bool]:
+    def _calls_for(self, step: int, is_due: bool) -> tuple[bool, bool]:
         """Whether to validate and whether to sample after `step` steps."""
         config, last = self.job.config, step == self.plan.steps
-        saves = last or bool(config.save_steps and step % config.save_steps == 0)
+        saves = is_due or last or bool(config.save_steps and step % config.save_steps == 0)
         every = config.prompt_every
         samples = step == 0 or last or (step % every == 0 if every else saves)
         return saves and step > 0, samples and bool(self.prompts)
@@ -304,16 +308,19 @@ class Loop:
         if (written := journal.current()) is not None:
             written.saved(self.progress.step)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
-        self._warn_of_slow_saves()
 
     def _warn_of_slow_saves(self) -> None:
-        """Say once when the last save took longer than the time there is after SIGTERM."""
-        grace = self.job.config.grace_seconds
-        if self.first and not self._warned and self.saver.seconds > grace:
+        """Say once when a SIGTERM that came now would leave no time to save."""
+        if not self.first or self._warned or not self.saver.seconds:
+            return
+        grace, saves = self.job.config.grace_seconds, 2 if self.saver.busy else 1
+        needed = self.measures.pace.mean("step") + saves * self.saver.seconds
+        if needed > grace:
             self._warned = True
             say(
-                f"a checkpoint takes {self.saver.seconds:.0f} s, but {grace:.0f} s after SIGTERM "
-                "the run is killed (grace_seconds): steps since the last one would be done again"
+                f"a step and a checkpoint{' after the one under way' if saves > 1 else ''} take "
+                f"{needed:.0f} s, but {grace:.0f} s after SIGTERM the run is killed "
+                "(grace_seconds): steps since the last one would be done again"
             )
 
     def _agreed_to_stop(self) -> bool:
@@ -323,6 +330,7 @@ class Loop:
     def _stop_or_go_on(self) -> None:
         """Raise Interrupted, once all is saved, if any process was asked to stop."""
         self.saver.check()
+        self._warn_of_slow_saves()
         if not self._agreed_to_stop() or self.progress.step == self.end:
             return
         if self.progress.step:

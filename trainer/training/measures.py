@@ -62,7 +62,9 @@ class Measures:
         """From `done` steps to `total`: steps, validations, samples and checkpoints."""
         config = self._job.config
         saves = times_left(config.save_steps, done, total)
-        samples = times_left(config.prompt_every or config.save_steps, done, total)
+        if minutes := config.checkpoints.every_minutes:  # whichever comes more often
+            saves = max(saves, int((total - done) * self.pace.mean("step") / (60 * minutes)))
+        samples = times_left(config.prompt_every, done, total) if config.prompt_every else saves
         left = {"step": total - done, "validation": saves, "checkpoint": saves}
         if config.prompt_file:
             left["samples"] = samples

@@ -43,6 +43,10 @@ class Pace:
     def seconds(self, kind: str) -> float:
         return self._seconds.get(kind, 0.0)
 
+    def mean(self, kind: str) -> float:
+        """Seconds of a piece of work of a kind; 0 where none was done yet."""
+        return self.seconds(kind) / self._counts[kind] if kind in self._counts else 0.0
+
     def shares(self, **seconds: float) -> dict[str, float]:
         """What part of the time since the last call each of some sums has grown by."""
         now = time.monotonic()
@@ -61,8 +65,7 @@ class Pace:
             left: How many of each kind.
             expected: Seconds for a piece of a kind of which none was done yet.
         """
-        means = {k: self._seconds[k] / count for k, count in self._counts.items()}
-        return sum(n * means.get(kind, expected.get(kind, 0.0)) for kind, n in left.items())
+        return sum(n * (self.mean(kind) or expected.get(kind, 0.0)) for kind, n in left.items())
 
 
 def times_left(every: int, done: int, total: int) -> int:

@@ -3,6 +3,7 @@
 Run alone in the step's own process, or as one of several by `trainer.training.launch`.
 """
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from trainer import host_memory, journal
 from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
 from trainer.checkpoints.tensors import SliceReader
-from trainer.errors import DoesNotFitError
+from trainer.errors import DoesNotFitError, RequestError
 from trainer.generation import read_prompts
 from trainer.memory_model import effective_stage
 from trainer.models import load_tokenizer
+from trainer.outcome import write_atomically
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
 from trainer.training.base import base_model, weights_for
 from trainer.training.engine import DTYPES, Engine, EngineOptions, Precision, join_processes
-from trainer.training.figures import engine_record, say
+from trainer.training.figures import engine_record, has_dropout, say
 from trainer.training.final import write_final
 from trainer.training.job import Job
 from trainer.training.loop import Loop, Progress
@@ -34,7 +36,7 @@ from trainer.training.partitions import (
 )
 from trainer.training.plan import Shortened
 from trainer.training.records import cut_back
-from trainer.training.saving import Saver, restore
+from trainer.training.saving import Saver, restore, slices_bytes
 from trainer.training.skipping import BadNumbersError
 from trainer.training.stopping import StopRequest
 
@@ -103,7 +105,8 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
             restore(slices_to_fill(engine), base, ("weight",))
             put_in_place(engine)
     keep, slices = job.config.checkpoints, slices_to_save(engine)
-    saver = Saver(job.run.checkpoints, slices, rank, world, keep)
+    whole_bytes = int(engine.sum_over_processes(slices_bytes(slices))[0])
+    saver = Saver(job.run.checkpoints, slices, rank, world, keep, whole_bytes)
     store = TokenStore.open(job.path("tokens"))
     tokenizer = load_tokenizer(job.tokenizer_path, job.config.trust_remote_code)
     stop = StopRequest()
@@ -125,15 +128,18 @@ def _gone_back(error: BadNumbersError, job: Job, engine: Engine) -> Progress:
         BadNumbersError: There is no checkpoint, or the run went back before.
     """
     checkpoint, _ = newest_good(job.run.checkpoints)
-    if checkpoint is None:
+    marker, is_first = job.run.went_back, engine.options.rank == 0
+    went_back = engine.sum_over_processes(is_first and marker.exists())[0] > 0
+    if checkpoint is None or went_back:
         raise error
+    if is_first:
+        # Beside the checkpoints, which say nothing of it yet: a run that fails again and is
+        # started again must not go back each time.
+        write_atomically(marker, json.dumps({"to": checkpoint.name, "because": str(error)}))
     progress = _go_to(checkpoint, engine)
-    if progress.went_back:
-        raise error
-    if engine.options.rank == 0:
+    if is_first:
         cut_back(job.run.root, progress.records)
         say(f"{error} The run goes back to {checkpoint.name}, once.")
-    progress.went_back = True
     engine.sum_over_processes(0.0)  # nobody writes before the files are cut back
     return progress
 
@@ -141,7 +147,13 @@ def _gone_back(error: BadNumbersError, job: Job, engine: Engine) -> Progress:
 def _go_to(checkpoint: Path, engine: Engine) -> Progress:
     """Make the engine's state that of the checkpoint."""
     about = read_manifest(checkpoint).about
-    restore(slices_to_fill(engine), SliceReader(checkpoint))
+    try:
+        restore(slices_to_fill(engine), SliceReader(checkpoint))
+    except ValueError as error:
+        raise RequestError(
+            f"model is not what {checkpoint.name} was trained from ({error}). A run goes on with "
+            "the model it began with. Bring that one back, or start over with no_resume=true."
+        ) from error
     put_in_place(engine)
     set_optimizer_state(engine, about["optimizer"])
     _say_what_changed(about, engine)
@@ -156,11 +168,13 @@ def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
     now = engine_record(engine)
     names = ("processes", "zero_stage", "precision", "threads", "torch", "device")
     changed = [f"{n} {now[n]} (was {about[n]})" for n in names if now[n] != about[n]]
-    if changed and engine.options.rank == 0:
-        say(
-            f"it goes on with {', '.join(changed)}: the same batches, but sums in another "
-            "order, so losses agree to about 1e-4 and not to the last bit"
-        )
+    if not changed or engine.options.rank:
+        return
+    if now["processes"] != about["processes"] and has_dropout(engine.model):
+        how = "and dropout draws anew for each process, so losses differ as with another seed"
+    else:
+        how = "so losses agree to about 1e-4 and not to the last bit"
+    say(f"it goes on with {', '.join(changed)}: the same batches, but sums in another order, {how}")
 
 
 def _options(job: Job, rank: int, world: int) -> EngineOptions:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import StepError
+from trainer.training.retrying import append
 
 NAMES = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")
 # Fields of metrics.jsonl that are measured of the machine: all others are the same when a
@@ -39,13 +39,6 @@ def cut_back(run: Path, sizes: Mapping[str, int]) -> list[str]:
     return short
 
 
-def _unwritable(name: str, why: str) -> StepError:
-    return StepError(
-        f"{name} could not be written ({why}). The checkpoints are intact. Make room on the "
-        "volume and run it again: it goes on from the last one."
-    )
-
-
 class Records:
     """Appends to the files, each line at once."""
 
@@ -55,12 +48,7 @@ class Records:
     def add(self, name: str, line: Mapping[str, Any]) -> None:
         # Python writes the shortest decimals that read back as the same float.
         text = json.dumps(line).encode() + b"\n"
-        try:
-            written = self._files[name].write(text)
-        except OSError as error:
-            raise _unwritable(name, str(error)) from error
-        if written != len(text):  # the rest is cut off when the run goes on
-            raise _unwritable(name, "the volume is full")
+        append(self._files[name], text, name)  # half a line is cut off when the run goes on
 
     def synced_sizes(self) -> dict[str, int]:
         """Bytes of each file, all of which would survive a power cut."""

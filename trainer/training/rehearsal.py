@@ -22,17 +22,20 @@ from typing import Any
 from trainer.checkpoints import read_manifest, steps_there, verify
 from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.links import link_or_copy
-from trainer.config import FinetuneConfig, load_step_config
+from trainer.config import FinetuneConfig, load_step_config, path_on_volume
 from trainer.errors import RequestError, Signalled, StepError
 from trainer.run_folder import RunFolder
 from trainer.tokens.lock import only_one, taken
+from trainer.tokens.store import TokenStore
 from trainer.training.job import Job
 from trainer.training.plan import Shortened
 from trainer.training.records import MEASURED, NAMES
 
 SCRATCH = "verify-resume-"
 # Of a checkpoint's manifest: what training determines, the clock apart.
-_DETERMINED = ("step", "tokens", "loss", "skipped_in_row", "went_back", "optimizer")
+_DETERMINED = ("step", "tokens", "loss", "skipped_in_row", "optimizer")
+
+_Lines = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ def rehearse(volume: Path, run_name: str) -> list[str]:
         config = replace(job.config, run_name=f"{below}/run", logs=f"{below}/logs", wandb_key="")
         _train(replace(job, config=config), newer.about["threads"])
         again = _Checkpoint.at(scratch.checkpoints / newer.place.name, scratch.root)
-        found = [*_different_numbers(newer.place, again.place), *_differences(older, newer, again)]
+        by_clock = (run.record() or {})["config"]["checkpoints"]["every_minutes"] > 0
+        found = [
+            *_different_numbers(newer.place, again.place),
+            *_differences(older, newer, again, by_clock),
+        ]
     if found:
         return found + [
             f"{name} was {newer.about[name]}, here it is {again.about[name]}"
@@ -150,8 +157,10 @@ def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) 
         name: newer[name]
         for name in "num_contexts global_batch batch_size zero_stage offload".split()
     }
+    store = TokenStore.open(path_on_volume(config.volume, "tokens", config.tokens))
     return Job(
         config=config,
+        num_ids=store.manifest.vocab_size,
         checkpointed_layers=newer["checkpointed_layers"],
         checkpoint=name_of(older["step"]),
         until=newer["step"],
@@ -192,23 +201,40 @@ def _train(job: Job, threads: int) -> None:
         train_in_processes(job, processes)
 
 
-def _differences(older: _Checkpoint, newer: _Checkpoint, again: _Checkpoint) -> Iterator[str]:
-    """What else training determines and came out otherwise."""
+def _differences(
+    older: _Checkpoint, newer: _Checkpoint, again: _Checkpoint, by_clock: bool
+) -> Iterator[str]:
+    """What else training determines and came out otherwise.
+
+    Args:
+        by_clock: Whether the run made checkpoints by the clock, too.
+    """
     expected, found = newer.about, again.about
     for name in _DETERMINED:
         if found[name] != expected[name]:
             yield f"{name} is {found[name]!r}, was {expected[name]!r}"
-    # Stopped while it validated, the run saved first and validated after going on.
-    looked = expected["looked_at"] == found["looked_at"]
     for name in NAMES:
-        was, now = (
-            [line for line in c.lines(name, older) if looked or line["step"] != expected["step"]]
-            for c in (newer, again)
-        )
+        was, now = (c.lines(name, older) for c in (newer, again))
+        if name != "skipped.jsonl":
+            was, now = _of_both(was, now, None if by_clock else expected["step"])
         if was != now:
             pairs = zip(was, now, strict=False)
             step = next((a["step"] for a, b in pairs if a != b), expected["step"])
             yield f"{name} has other lines from step {step} on"
+
+
+def _of_both(was: _Lines, now: _Lines, step: int | None) -> tuple[_Lines, _Lines]:
+    """The lines without validations and samples that one of them alone has.
+
+    Stopped while it validated, a run saves first and validates after going on; and where the
+    clock calls for it (`step` None), that may be at any step.
+    """
+    looked = [{line["step"] for line in lines if "loss" not in line} for lines in (was, now)]
+    alone = {s for s in looked[0] ^ looked[1] if step is None or s == step}
+    return (
+        [line for line in was if "loss" in line or line["step"] not in alone],
+        [line for line in now if "loss" in line or line["step"] not in alone],
+    )
 
 
 def _different_numbers(newer: Path, again: Path) -> Iterator[str]:

@@ -5,40 +5,55 @@ digests and syncs its slices; that of the first process waits for all, seals, ve
 and prunes. One checkpoint is on its way at most.
 """
 
+import contextlib
+import errno
 import json
+import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoints.folder import name_of, part_of, prune
+from trainer.checkpoints.folder import name_of, part_of, prune, size_of
 from trainer.checkpoints.seal import seal, verify
 from trainer.checkpoints.tensors import SliceReader, write_tensors
 from trainer.config import CheckpointsConfig
 from trainer.errors import StepError
-from trainer.events import notice
 from trainer.training.partitions import KINDS, Slice
+from trainer.training.retrying import insist
 
-ATTEMPTS = 5
-RETRY_SECONDS = 5.0
+LOOK_SECONDS = 1.0  # between two looks at the room that other processes have
 
 
 class Saver:
     """Saves the slices of one process, and as the first process the checkpoint as a whole."""
 
     def __init__(
-        self, folder: Path, slices: list[Slice], rank: int, world: int, keep: CheckpointsConfig
+        self,
+        folder: Path,
+        slices: list[Slice],
+        rank: int,
+        world: int,
+        keep: CheckpointsConfig,
+        whole_bytes: int = 0,
     ) -> None:
+        """Get memory for a copy of the slices.
+
+        Args:
+            whole_bytes: What all processes write together; 0: this one alone writes.
+        """
         self.folder = folder
         self.seconds = 0.0  # that the last checkpoint took, from copy to seal
         self.stalled_seconds = 0.0  # that training stood still for checkpoints
         self._rank, self._world, self._keep = rank, world, keep
         self._keys = [piece.key(kind) for piece in slices for kind in KINDS]
         self._views = [piece.tensors[kind] for piece in slices for kind in KINDS]
+        self._bytes = slices_bytes(slices)
+        self._whole_bytes = whole_bytes or self._bytes
         self._copies: list[torch.Tensor] = []
         # Memory is got while training begins: the first save stalls no longer than the others.
         self._preparing = threading.Thread(target=self._prepare, name="buffers", daemon=True)
@@ -82,12 +97,14 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def check(self) -> None:
-        """Raise StepError if a checkpoint could not be written."""
-        if self._failure is not None:
+        """Raise what ended the writing of a checkpoint; a StepError where the volume took none."""
+        if isinstance(self._failure, OSError | StepError):
             raise StepError(
                 f"a checkpoint could not be written ({self._failure}). The ones before it are "
                 "intact. Make room on the volume and run it again: it goes on from the last one."
             ) from self._failure
+        if self._failure is not None:
+            raise self._failure
 
     def _prepare(self) -> None:
         pin = self._views[0].is_cuda if self._views else False
@@ -110,7 +127,8 @@ class Saver:
                 place = self._seal(step, about)
                 self.seconds = time.monotonic() - began
                 self._verify_and_prune(place)
-        except (OSError, StepError) as error:
+        # Whatever it is, nobody waits for this thread's end: training's own raises it at `check`.
+        except BaseException as error:  # noqa: BLE001
             self._failure = error
             shutil.rmtree(part_of(self.folder / name_of(step)), ignore_errors=True)
 
@@ -123,20 +141,33 @@ class Saver:
         def write() -> dict[str, Any]:
             part.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            self._make_room(sum(array.nbytes for array in arrays.values()))
+            self._make_room(part)
             return write_tensors(path, arrays)
 
         def make_room() -> None:
             path.unlink(missing_ok=True)  # what there is of it takes room that others need
             self._free_space()
 
-        record = _insist(write, on_failure=make_room)
-        _leave_note(_note_of(part, self._rank), {path.name: record})
+        record = insist(write, "a checkpoint", on_failure=make_room)
+        note = _note_of(part, self._rank)
+        insist(lambda: _leave_note(note, {path.name: record}), "a checkpoint", self._free_space)
 
-    def _make_room(self, size: int) -> None:
-        """Prune early, as far as the rule allows, where the volume has less than `size` left."""
-        if shutil.disk_usage(self.folder).free < size * 1.02:
+    def _make_room(self, part: Path) -> None:
+        """Prune early, as far as the rule allows, where there is no room for what is to come.
+
+        Raises:
+            OSError: There is none even so.
+        """
+        # The first process alone prunes, so it looks at what all will write.
+        needed = self._whole_bytes - size_of(part) if self._rank == 0 else self._bytes
+        if self._missing(needed):
             self._free_space()
+        if missing := self._missing(needed):
+            raise OSError(errno.ENOSPC, f"the volume lacks {missing / 2**20:,.1f} MiB of room")
+
+    def _missing(self, needed: int) -> int:
+        """Bytes that the volume lacks to take `needed` more."""
+        return max(0, int(needed * 1.02) - shutil.disk_usage(self.folder).free)
 
     def _free_space(self) -> None:
         if self._rank == 0:
@@ -146,14 +177,25 @@ class Saver:
         place = self.folder / name_of(step)
         part = part_of(place)
         notes = [_note_of(part, rank) for rank in range(self._world)]
-        while not all(note.exists() for note in notes):
-            time.sleep(0.02)  # a process that died is noticed by who started it
+        self._wait_for(notes, part)
         known = {}
         for note in notes:
             known.update(json.loads(note.read_text(encoding="utf-8")))
             note.unlink()
-        _insist(lambda: seal(part, place, about, known), on_failure=self._free_space)
+        insist(lambda: seal(part, place, about, known), "a checkpoint", on_failure=self._free_space)
         return place
+
+    def _wait_for(self, notes: list[Path], part: Path) -> None:
+        """Wait until all processes have written; make room for those that have none."""
+        looked = time.monotonic()
+        while not all(note.exists() for note in notes):
+            time.sleep(0.02)  # a process that died is noticed by who started it
+            if time.monotonic() - looked < LOOK_SECONDS:
+                continue
+            looked = time.monotonic()
+            with contextlib.suppress(FileNotFoundError):  # one is just beginning anew
+                if self._missing(self._whole_bytes - size_of(part)):
+                    self._free_space()
 
     def _verify_and_prune(self, place: Path) -> None:
         """Read the new checkpoint back; only then may older ones go."""
@@ -164,13 +206,23 @@ class Saver:
         prune(self.folder, keep.keep_last, keep.keep_best, int(keep.max_gib * 2**30))
 
 
+def slices_bytes(slices: list[Slice]) -> int:
+    """What the slices take in a checkpoint, in fp32."""
+    return 4 * len(KINDS) * sum(piece.numel for piece in slices)
+
+
 def restore(slices: list[Slice], reader: SliceReader, kinds: Sequence[str] = KINDS) -> None:
-    """Fill the slices with what `reader` finds, straight where they are if that is on the host."""
+    """Fill the slices with what `reader` finds, straight where they are if that is on the host.
+
+    Raises:
+        ValueError: It has parameters of another length, or lacks some.
+    """
     for piece in slices:
         for kind in kinds:
             to = piece.tensors[kind]
             numbers = to if to.device.type == "cpu" else torch.empty(to.shape, dtype=torch.float32)
-            reader.read(f"{kind}/{piece.name}", piece.start, numbers.detach().numpy())
+            out = numbers.detach().numpy()
+            reader.read(f"{kind}/{piece.name}", piece.start, out, math.prod(piece.shape))
             if numbers is not to:
                 to.copy_(numbers)
 
@@ -185,18 +237,3 @@ def _leave_note(note: Path, record: dict[str, Any]) -> None:
     beside = note.with_name(f"{note.name}.new")
     beside.write_text(json.dumps(record), encoding="utf-8")
     beside.replace(note)
-
-
-def _insist(write: Callable[[], Any], on_failure: Callable[[], None]) -> Any:
-    """What `write` returns; after an OSError it is tried again, later and later."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return write()
-        except OSError as error:
-            if attempt == ATTEMPTS:
-                raise
-            wait = RETRY_SECONDS * attempt
-            notice(f"a checkpoint can't be written ({error}); trying again in {wait:.0f} s")
-            on_failure()
-            time.sleep(wait)
-    raise AssertionError

@@ -124,7 +124,7 @@ def fit(
     if chosen is None:
         offload = memory_model.offload_ways(asked, config.optimizer.offload)[-1]
         chosen = replace(asked, batch_size=max(1, config.batch_size), offload=offload)
-        least = memory_model.gpu_bytes(shape, chosen) / GIB
+        least = memory_model.process_bytes(shape, chosen) / GIB
         if on_gpu:
             raise RequestError(
                 f"batch_size {chosen.batch_size} needs {least:.1f} GiB of a GPU at the least "
@@ -136,7 +136,7 @@ def fit(
         checkpointed_layers=chosen.checkpointed_layers,
         offload=chosen.offload,
     )
-    needed = memory_model.gpu_bytes(shape, chosen) / GIB
+    needed = memory_model.process_bytes(shape, chosen) / GIB
     return replace(sizing, reason=f"{_in_words(sizing)} needs {needed:.2f} of {room:.2f} GiB")
 
 

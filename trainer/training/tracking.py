@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from trainer.training.job import Job
 from trainer.training.records import MEASURED
+from trainer.training.retrying import append
 from trainer.training.weights_and_biases import WeightsAndBiases
 
 CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", *sorted(MEASURED))
@@ -59,7 +60,7 @@ class TensorBoard:
             self._write(_double(1, time.time()) + b"\x10" + _varint(step + 1) + _SESSION_START)
         elif metrics.exists():
             with open(metrics, encoding="utf-8") as lines:
-                self._file.write(b"".join(_record(event_of(json.loads(line))) for line in lines))
+                self._append(b"".join(_record(event_of(json.loads(line))) for line in lines))
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take in a line of metrics.jsonl."""
@@ -69,7 +70,10 @@ class TensorBoard:
         self._file.close()
 
     def _write(self, event: bytes) -> None:
-        self._file.write(_record(event))
+        self._append(_record(event))
+
+    def _append(self, records: bytes) -> None:
+        append(self._file, records, "TensorBoard's file of curves")
 
 
 def event_of(line: Mapping[str, Any]) -> bytes:
