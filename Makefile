@@ -57,7 +57,7 @@ format: setup
 # As long as you like; both end with a line that says what was compared.
 MINUTES ?= 10
 fuzz-tokens: setup
-	@$(BIN)/python -m tests.tokens.fuzz --minutes $(MINUTES)
+	@$(BIN)/python -m tests.tokens.fuzz $(if $(DOCUMENTS),--documents $(DOCUMENTS),--minutes $(MINUTES))
 
 chaos: setup
 	@$(BIN)/python -m tests.training.chaos --minutes $(MINUTES)

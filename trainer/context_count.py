@@ -45,14 +45,14 @@ def count_contexts(config: TokenizeConfig, sources: "list[Source] | None" = None
     Raises:
         RequestError: The dataset is missing, empty or can't be read.
     """
-    from trainer.tokens.reference import count_token_contexts, is_token_file
+    from trainer.tokens.reference import count_token_contexts, is_token_file, num_train
     from trainer.tokens.sources import list_sources
 
     if sources is None:
         sources = list_sources(config.volume, config.dataset)
     if is_token_file(config.dataset):
         count = count_token_contexts(config, sources[0])
-        train = round(count * config.train_ratio)
+        train = num_train(config, count)
         return ContextCount(num_contexts=count, num_train_contexts=train, estimated=False)
     manifest = _finished(config, sources)
     if manifest is not None:
@@ -74,8 +74,9 @@ def _tokenizer_folder(config: TokenizeConfig) -> Path:
 
 def _finished(config: TokenizeConfig, sources: list["Source"]) -> "Manifest | None":
     """The manifest of a store of these files and options; sizes are compared, not contents."""
+    from trainer.errors import DamagedError
     from trainer.tokens.sources import in_order
-    from trainer.tokens.step import store_name, store_options
+    from trainer.tokens.step import store_key, store_name, store_options
     from trainer.tokens.store import MANIFEST, read_manifest
     from trainer.tokens.vocabulary import tokenizer_digest
 
@@ -87,9 +88,14 @@ def _finished(config: TokenizeConfig, sources: list["Source"]) -> "Manifest | No
     options, digest = store_options(config, sources), tokenizer_digest(folder)
     pattern = f"tokens/{store_name(config.dataset)}-*/{MANIFEST}"
     for path in sorted(Path(config.volume).glob(pattern)):
-        manifest, _ = read_manifest(path.parent)
-        same_files = [(s["path"], s["bytes"]) for s in manifest.sources] == wanted
-        if same_files and (manifest.options, manifest.tokenizer_digest) == (options, digest):
+        try:
+            manifest, _ = read_manifest(path.parent)
+        except DamagedError:  # damaged, or of an older format: the tokenize step makes it anew
+            continue
+        if [(s["path"], s["bytes"]) for s in manifest.sources] != wanted:
+            continue
+        contents = [source["sha256"] for source in manifest.sources]
+        if manifest.key == store_key(ordered, contents, digest, options):
             return manifest
     return None
 

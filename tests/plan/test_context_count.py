@@ -120,6 +120,12 @@ def test_store_of_other_text_options_or_tokenizer_does_not_count(
     write(volume, {"more.txt": "One more tale.\n"})
     assert count_contexts(config(volume)).estimated
     (volume / "dataset/more.txt").unlink()
+    (manifest,) = volume.glob("tokens/*/manifest.json")
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"format": ', '"format": 1'))  # older, or damaged
+    assert count_contexts(config(volume)).estimated
+    made_by_the_step(volume, tmp_path)  # which mends it
+    assert manifest.read_text() == whole
     tokenizer = volume / "models/m/tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert count_contexts(config(volume)).estimated

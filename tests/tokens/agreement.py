@@ -1,15 +1,23 @@
 """Random corpora, and whether a store agrees with the slow model of the rules."""
 
+import gzip
+import itertools
 import json
+import os
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
+import zstandard
 
 from tests.tokens import rules
 from tests.tokens.conftest import Volume, texts
-from tests.tokens.models import EOT, LLAMA, byte_level, spelled
+from tests.tokens.models import EOT, LLAMA, PAD, byte_level, spelled
+from trainer.errors import RequestError
 from trainer.tokens.build import drawn_order
+from trainer.tokens.store import TokenStore
 
 ATOMS = [
     *" \n\t\r\v\f\\n:.,'\"-_#|<>{}\0\x1b\x1c\x1f\x7f\x85\xa0\xad\u1680\u2003\u200b\u2028\u202f",
@@ -49,6 +57,16 @@ WORDS = "the rider came down from ridge at noon and dust with him nothing was sa
 
 TOKENIZERS = {"models/bytes": byte_level(), "models/llama": byte_level(LLAMA)}
 SPELLED = {name: spelled(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda content: gzip.compress(content, 1, mtime=0),
+    ".zst": lambda content: zstandard.compress(content, 1),
+}
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.decompress,
+    ".zst": zstandard.decompress,
+}
 
 
 @dataclass
@@ -56,7 +74,9 @@ class Corpus:
     """Files, and the options they are tokenized with."""
 
     files: dict[str, bytes]
-    options: dict = field(default_factory=dict)
+    options: dict
+    documents: int
+    """That are in the files, empty ones too."""
 
 
 def strange_text(draw: random.Random) -> str:
@@ -77,22 +97,36 @@ def strange_text(draw: random.Random) -> str:
 
 
 def random_corpus(draw: random.Random, documents: int) -> Corpus:
-    """Files with about so many documents, and random options."""
+    """Random options, and files with about so many documents, fewer where much is repeated."""
+    options = random_options(draw)
     files: dict[str, bytes] = {}
+    documents = documents if _repeats(options) < 20 else min(documents, 150)
     left = documents
     while left > 0:
         name = f"{draw.choice(['', 'b/', 'a/c/'])}{draw.choice('abcé')}{len(files)}"
         mark = draw.choice(["", "", "\ufeff"]).encode()
         if draw.random() < 0.5 or left == 1:
-            files[name + draw.choice([".txt", ".md"])] = mark + strange_text(draw).encode()
+            name += draw.choice([".txt", ".md"])
+            content = mark + strange_text(draw).encode()
             left -= 1
         else:
             count = draw.randint(1, max(1, left))
             lines = [_line(draw) for _ in range(count)]
             end = draw.choice(["", "\n", "\n\n"])
-            files[name + ".jsonl"] = mark + ("\n".join(lines) + end).encode()
+            name += ".jsonl"
+            content = mark + ("\n".join(lines) + end).encode()
             left -= count
-    return Corpus(files, _options(draw))
+        suffix = draw.choice(["", "", "", "", ".gz", ".zst"])
+        files[name + suffix] = COMPRESS[suffix](content)
+    return Corpus(files, options, documents)
+
+
+def _repeats(options: dict) -> float:
+    """About how often a token is in a context."""
+    index = options["boundary_index"]
+    if index < 0:
+        return 1.0
+    return options["context"] / max(index, 10 if options["boundary_token"] else 1)
 
 
 def _line(draw: random.Random) -> str:
@@ -108,8 +142,9 @@ def _line(draw: random.Random) -> str:
     return json.dumps(made, ensure_ascii=draw.random() < 0.5)
 
 
-def _options(draw: random.Random) -> dict:
+def random_options(draw: random.Random) -> dict:
     by_size = ["size_ascending", "size_descending"]
+    by_name = ["", "none", "name_ascending", "name_descending"]
     return {
         "model": draw.choice(list(TOKENIZERS)),
         "sanitize": draw.random() < 0.7,
@@ -118,14 +153,15 @@ def _options(draw: random.Random) -> dict:
         "boundary_index": draw.choice([-1, -1, 0, 1, 3, 20, 600]),
         "sampling": draw.choice([100, 100, 100, 50, 7]),
         "eot_token": draw.choice(["", "", EOT, "<|pad|>"]),
-        "reorder": draw.choice(
-            ["", "none", "name_ascending", "name_descending", *by_size, "shuffle"]
-        ),
+        "pad_token": draw.choice(["", "", EOT, "a"]),
+        "reorder": draw.choice([*by_name, *by_size, "random", "shuffle"]),
+        "random_seed": draw.choice([42, 0, 2**32 - 1]),
+        "train_ratio": draw.choice([1.0, 1.0, 0.9, 0.5, 0.0]),
     }
 
 
-def ordered(files: dict[str, bytes], reorder: str) -> list[str]:
-    """Rule 2, for the orders that are not drawn."""
+def ordered(files: dict[str, bytes], reorder: str, seed: int) -> list[str]:
+    """Rule 2."""
     names = sorted(files, key=str.encode)
     if reorder == "name_descending":
         return names[::-1]
@@ -133,55 +169,156 @@ def ordered(files: dict[str, bytes], reorder: str) -> list[str]:
         return sorted(names, key=lambda name: (len(files[name]), name.encode()))
     if reorder == "size_descending":
         return sorted(names, key=lambda name: (-len(files[name]), name.encode()))
+    if reorder == "random":
+        key = str(seed).encode()
+        return sorted(names, key=lambda n: blake2b(n.encode(), digest_size=16, key=key).digest())
     return names
 
 
-def expected(corpus: Corpus) -> list[list[int]]:
-    """The contexts by the slow model."""
-    options = corpus.options
-    tokenizer = TOKENIZERS[options["model"]]
+class Expected:
+    """What the slow model says of a corpus."""
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
+    def __init__(self, corpus: Corpus) -> None:
+        self.options = options = corpus.options
+        self._tokenizer = TOKENIZERS[options["model"]]
+        eot = self._one("eot_token", EOT)
+        self.names = ordered(corpus.files, options["reorder"], options["random_seed"])
+        self.documents: dict[tuple[str, int], list[int]] = {}
+        for name in self.names:
+            stem, suffix = os.path.splitext(name)
+            plain, suffix = (stem, suffix) if suffix in COMPRESS else (name, "")
+            texts = rules.documents(plain, DECOMPRESS[suffix](corpus.files[name]))
+            ids = rules.encoded(texts, self._encode, eot, options["sanitize"])
+            self.documents |= {(name, number): of for number, of in enumerate(ids, 1)}
+        self.pad = self._one("pad_token", PAD)
 
-    def one(text: str) -> int:
-        return encode(text.replace("\\n", "\n"))[0]
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [one.ids for one in found]
 
-    names = ordered(corpus.files, options["reorder"])
-    documents = [text for name in names for text in rules.documents(name, corpus.files[name])]
-    eot = one(options["eot_token"] or EOT)
-    ids = rules.stream(documents, encode, eot, options["sanitize"])
-    boundary = one(options["boundary_token"]) if options["boundary_token"] else None
-    found = rules.contexts(
-        ids, SPELLED[options["model"]], options["context"], boundary, options["boundary_index"]
-    )
-    kept = rules.sampled(found, options["sampling"])
-    if options["reorder"] == "shuffle":
-        kept = [kept[at] for at in drawn_order(len(kept), 42)]
-    return kept
+    def _one(self, name: str, usual: str = "") -> int:
+        return self._encode([(self.options[name] or usual).replace("\\n", "\n")])[0][0]
+
+    def stream(self) -> list[int]:
+        """The ids of all documents."""
+        return [token for ids in self.documents.values() for token in ids]
+
+    def contexts(self, ids: list[int], held: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Kept contexts of one stream: all their ids, one after another, and their lengths."""
+        options = self.options
+        boundary = self._one("boundary_token") if options["boundary_token"] else None
+        spelled = SPELLED[options["model"]]
+        spans = rules.contexts(
+            ids, spelled, options["context"], boundary, options["boundary_index"]
+        )
+        kept = rules.sampled(len(spans), options["sampling"], held)
+        if options["reorder"] == "shuffle":
+            kept = [kept[at] for at in drawn_order(len(kept), options["random_seed"])]
+        some = [spans[at] for at in kept]
+        flat = list(itertools.chain.from_iterable(ids[begin:end] for begin, end in some))
+        return np.array(flat, np.int64), np.array([end - begin for begin, end in some], np.int64)
 
 
 def disagreement(volume: Volume, corpus: Corpus) -> str:
     """Empty where the store of `corpus` is what the slow model says, else what differs."""
-    wanted = expected(corpus)
-    if not wanted:
-        return ""  # refused; see test_bad_input
+    expected = Expected(corpus)
     files: dict[str, bytes | str] = dict(corpus.files)
-    store = volume.store(files, **corpus.options, train_ratio=1.0)
-    got = texts(store)
-    if got != wanted:
-        at = next(
-            (i for i, pair in enumerate(zip(got, wanted, strict=False)) if pair[0] != pair[1]), -1
-        )
-        pair = (got[at], wanted[at]) if at >= 0 else (len(got), len(wanted))
-        return f"context {at}: {pair[0]} is not {pair[1]}"
-    pad = store.manifest.pad_token_id
-    rows = np.array(store.contexts)
-    columns = np.arange(store.manifest.context)
-    if not (rows[columns[None, :] >= np.array(store.lengths)[:, None]] == pad).all():
+    try:
+        store = volume.store(files, **corpus.options)
+    except RequestError as error:  # nothing to store; see test_bad_input
+        return str(error) if len(expected.contexts(expected.stream())[1]) else ""
+    if [source["path"] for source in store.manifest.sources] != expected.names:
+        return "the files are in another order"
+    streams = (expected.stream(), [])
+    if corpus.options["train_ratio"] < 1:
+        try:
+            streams = divided(store, _in_contexts(volume, store, corpus.options), expected)
+        except ValueError as error:
+            return str(error)
+    wanted = [
+        expected.contexts(ids, held) for ids, held in zip(streams, (False, True), strict=True)
+    ]
+    if len(wanted[0][1]) != store.manifest.num_train_contexts:
+        return f"{store.manifest.num_train_contexts} training contexts, not {len(wanted[0][1])}"
+    flat, lengths = (np.concatenate(column) for column in zip(*wanted, strict=True))
+    return _difference(store, flat, lengths) or _sums(store, expected)
+
+
+def _difference(store: TokenStore, flat: np.ndarray, lengths: np.ndarray) -> str:
+    """Whether the store's contexts are the ids `flat`, cut into `lengths`."""
+    rows, got = np.array(store.contexts), np.array(store.lengths)
+    text = np.arange(store.manifest.context)[None, :] < got[:, None]
+    if not np.array_equal(got, lengths) or not np.array_equal(rows[text], flat):
+        pairs = zip(texts(store), np.split(flat, np.cumsum(lengths)), strict=False)
+        for at, (one, other) in enumerate(pairs):
+            if one != other.tolist():
+                return f"context {at}: {one} is not {other.tolist()}"
+        return f"{len(got)} contexts, not {len(lengths)}"
+    if not (rows[~text] == store.manifest.pad_token_id).all():
         return "padding is not the pad token"
+    return ""
+
+
+def _sums(store: TokenStore, expected: Expected) -> str:
+    """Whether ids and ledger are what they have to be."""
+    if store.manifest.pad_token_id != expected.pad:
+        return f"the pad token is {store.manifest.pad_token_id}, not {expected.pad}"
     totals = store.manifest.totals
     used = totals["in_contexts"] + totals["boundaries"] + totals["sampled_out"]
     if totals["encoded"] + totals["repeated"] != used:
         return f"the ledger does not add up: {totals}"
+    if totals["encoded"] != len(expected.stream()):
+        return f"{totals['encoded']} tokens were encoded, not {len(expected.stream())}"
     return ""
+
+
+def divided(store: TokenStore, seen: np.ndarray, expected: Expected) -> tuple[list[int], list[int]]:
+    """The training stream and the held-out one: which text is held out is the store's choice.
+
+    The slow model says what each part's ids are; the store where parts begin and end, and
+    by what is `seen` of it which of a document's parts is first.
+    Raises ValueError unless every document is there once, its parts on either side in turn.
+    """
+    size = store.manifest.totals["encoded"]
+    train = size - store.manifest.totals["held_out_tokens"]
+    starts = [*store.documents["start"].tolist(), size]
+    sides: dict[tuple[str, int], list[list[tuple[int, int]]]] = {}
+    for record, begin, end in zip(store.documents, starts, starts[1:], strict=False):
+        key = (expected.names[int(record["file"])], int(record["number"]))
+        sides.setdefault(key, [[], []])[begin >= train].append((begin, end))
+    stream = np.full(size, -1)
+    for key, ids in expected.documents.items():
+        if ids:
+            _lay(ids, sides.pop(key, [[], []]), seen, stream, key)
+    if sides or (stream < 0).any():
+        raise ValueError(f"documents that are not in the files: {list(sides)[:3]}")
+    return stream[:train].tolist(), stream[train:].tolist()
+
+
+def _lay(ids: list[int], sides: list, seen: np.ndarray, stream: np.ndarray, key: object) -> None:
+    """Put a document's ids where its parts are; either side may have the first."""
+    for one, other in ((sides[0], sides[1]), (sides[1], sides[0])):
+        if len(one) - len(other) not in (0, 1):
+            continue
+        pairs = itertools.zip_longest(one, other)
+        parts = [part for pair in pairs for part in pair if part]
+        places = np.concatenate([np.arange(begin, end) for begin, end in parts])
+        if len(places) != len(ids):
+            break
+        if ((seen[places] == ids) | (seen[places] < 0)).all():
+            stream[places] = ids
+            return
+    raise ValueError(f"document {key} is not there once: parts {sides} of {len(ids)} ids")
+
+
+def _in_contexts(volume: Volume, store: TokenStore, options: dict) -> np.ndarray:
+    """The streams as far as contexts show them, -1 elsewhere; shape (encoded tokens,)."""
+    whole = volume.store(None, **{**options, "sampling": 100})
+    if np.array_equal(whole.documents, store.documents):  # else nothing is held out of `store`
+        store = whole
+    seen = np.full(store.manifest.totals["encoded"], -1)
+    columns = np.arange(store.manifest.context)[None, :]
+    text = columns < np.array(store.lengths, np.int64)[:, None]
+    begins = np.array(store.begins, np.int64)
+    seen[(begins[:, None] + columns)[text]] = np.array(store.contexts)[text]
+    return seen

@@ -6,6 +6,7 @@ token by token. What is fast is held to this.
 
 import json
 import unicodedata
+from bisect import bisect_left, bisect_right
 
 # Rule 4's table, spelled out: what UTF-8 shows when it is read as Windows-1252.
 MENDED = (
@@ -13,6 +14,8 @@ MENDED = (
     "ÀÂÃÄÅÆÇÈÉÊËÌÎÑÒÓÔÕÖ×ØÙÚÛÜÞßáâãäåæçèéêëìîïðñòóôõö÷øùúûüýþÿ"
 )
 MISENCODED = {good.encode().decode("cp1252"): good for good in MENDED}
+MISENCODED_LEADS = {bad[0] for bad in MISENCODED}
+MISENCODED_SIZES = sorted({len(bad) for bad in MISENCODED})
 WHITE_SPACE = [
     chr(code)
     for code in range(0x3001)
@@ -53,12 +56,15 @@ def _line(line: str) -> str:
 
 def mend(text: str) -> str:
     """Rule 4."""
+    if not MISENCODED_LEADS & set(text):
+        return text
     kept, at = [], 0
     while at < len(text):
-        for bad, good in MISENCODED.items() if text[at] in "âÆËÅÂÃ" else ():
-            if text.startswith(bad, at):
+        for size in MISENCODED_SIZES if text[at] in MISENCODED_LEADS else ():
+            good = MISENCODED.get(text[at : at + size])
+            if good:
                 kept.append(good)
-                at += len(bad)
+                at += size
                 break
         else:
             kept.append(text[at])
@@ -86,39 +92,39 @@ def _texts(value: object, key: str) -> list[str]:
     return []
 
 
-def stream(texts: list[str], encode, eot: int, clean: bool) -> list[int]:
-    """Rules 3 to 6: the ids of all documents."""
-    ids: list[int] = []
-    for text in texts:
-        prepared = mend(sanitize(text) if clean else text)
-        if prepared:
-            ids += encode(prepared)
-            ids.append(eot)
-    return ids
+def encoded(texts: list[str], encode_batch, eot: int, clean: bool) -> list[list[int]]:
+    """Rules 3 to 6: the ids of each document, none where it is empty."""
+    prepared = [mend(sanitize(text) if clean else text) for text in texts]
+    found = encode_batch(prepared)
+    return [[*ids, eot] if text else [] for text, ids in zip(prepared, found, strict=True)]
 
 
 def contexts(
     ids: list[int], spelled: list[bytes], context: int, boundary: int | None, index: int
-) -> list[list[int]]:
-    """The stream's contexts, unpadded; `spelled` holds each token's bytes."""
-    found: list[list[int]] = []
+) -> list[tuple[int, int]]:
+    """Where the stream's contexts begin and end; `spelled` holds each token's bytes."""
+    found: list[tuple[int, int]] = []
+    boundaries = [at for at, token in enumerate(ids) if token == boundary]
     begin = 0
     while begin < len(ids):
         end = min(begin + context, len(ids))
-        while end < len(ids) and _ends_inside(ids[begin:end], spelled):
+        while begin < end < len(ids) and _ends_inside(ids[max(begin, end - 4) : end], spelled):
             end -= 1
         if end == begin:
             end = begin + context
-        found.append(ids[begin:end])
+        found.append((begin, end))
         if end == len(ids):
             break
-        begin = _next(ids, begin, end, boundary, index)
+        if boundary is None:
+            begin = end if index < 0 else min(max(begin + index, begin + 1), end)
+        else:
+            begin = after_boundary(boundaries, begin, end, index)
     return found
 
 
 def _ends_inside(ids: list[int], spelled: list[bytes]) -> bool:
     """Whether the last bytes are the beginning of a character that is not all there."""
-    tail = b"".join(spelled[token] for token in ids[-8:])
+    tail = b"".join(spelled[token] for token in ids)
     for back in range(1, min(4, len(tail)) + 1):
         lead = tail[-back]
         if lead >= 0xC0:
@@ -128,21 +134,21 @@ def _ends_inside(ids: list[int], spelled: list[bytes]) -> bool:
     return False
 
 
-def _next(ids: list[int], begin: int, end: int, boundary: int | None, index: int) -> int:
-    if boundary is None:
-        return end if index < 0 else min(max(begin + index, begin + 1), end)
-    candidates = [at for at in range(begin + 1, end + 1) if ids[at] == boundary]
-    if not candidates:
+def after_boundary(boundaries: list[int], begin: int, end: int, index: int) -> int:
+    """Where the context after the one from `begin` to `end` begins."""
+    first, stop = bisect_right(boundaries, begin), bisect_right(boundaries, end)
+    if first == stop:
         return end
     if index < 0:
-        return candidates[-1] + 1
-    return min(candidates, key=lambda at: (abs(at - begin - index), -at)) + 1
+        return boundaries[stop - 1] + 1
+    # The nearest is the first one from begin + index on, or the one before that.
+    at = bisect_left(boundaries, begin + index, first, stop)
+    near = boundaries[max(first, at - 1) : min(stop, at + 1)]
+    return min(near, key=lambda place: (abs(place - begin - index), -place)) + 1
 
 
-def sampled(found: list[list[int]], sampling: int) -> list[list[int]]:
-    """The contexts that are kept."""
-    return [
-        context
-        for at, context in enumerate(found)
-        if (at + 1) * sampling // 100 > at * sampling // 100
-    ]
+def sampled(count: int, sampling: int, held: bool = False) -> list[int]:
+    """Which of `count` contexts are kept; the first one of those that are held out is."""
+    kept = [at for at in range(count + 100) if (at + 1) * sampling // 100 > at * sampling // 100]
+    first = kept[0] if held and kept else 0
+    return [at - first for at in kept if at - first < count]

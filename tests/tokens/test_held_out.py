@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from tests.tokens.conftest import Volume, texts
+from tests.tokens.models import byte_level, spelled
 from tests.tokens.prose import story
+from trainer.tokens import split
 from trainer.tokens.store import TokenStore
+
+SPELLED = spelled(byte_level())
 
 
 def sides(store: TokenStore) -> dict[str, set[str]]:
@@ -66,6 +70,23 @@ def test_of_twenty_contexts_at_least_one_is_held_out(volume: Volume, count: int,
     assert store.manifest.num_contexts >= 20
     assert store.manifest.num_contexts - store.manifest.num_train_contexts >= 1
     assert share(store) < 0.5
+
+
+def test_of_twenty_contexts_that_sampling_keeps_at_least_one_is_held_out(volume: Volume):
+    manifest = volume.store(
+        {"a.txt": story(1, 16_000)}, train_ratio=0.99, context=64, sampling=30
+    ).manifest
+    assert manifest.num_contexts >= 20
+    assert manifest.num_contexts - manifest.num_train_contexts == 1
+
+
+def test_no_block_of_a_long_document_ends_inside_a_character(volume: Volume, monkeypatch):
+    monkeypatch.setattr(split, "_WINDOW_TOKENS", 50)
+    text = "".join(chr(0x1F300 + at % 200) for at in range(2_000))  # four tokens each
+    store = volume.store({"a.txt": text}, train_ratio=0.5, context=64, boundary_token="")
+    assert 0.3 < share(store) < 0.7
+    for row in texts(store):
+        assert b"".join(SPELLED[token] for token in row).decode()
 
 
 def test_both_streams_together_are_the_whole_stream(volume: Volume):

@@ -39,6 +39,8 @@ def test_its_end_is_held_out_as_planned(imported: Volume) -> None:
     assert counted.num_contexts == manifest.num_contexts
     assert counted.num_train_contexts == manifest.num_train_contexts
     assert manifest.num_train_contexts == round(0.75 * manifest.num_contexts)
+    nearly_all = imported.store(dataset=FILE, train_ratio=0.999).manifest
+    assert nearly_all.num_contexts - nearly_all.num_train_contexts == 1
 
 
 def test_where_padding_is_end_of_text_only_the_last_context_is_cut(volume: Volume) -> None:

@@ -7,7 +7,7 @@ a window of the stream. Held-out ids wait in a file: their contexts come last.
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,9 +49,9 @@ def divide(pieces: Iterable[LoadedPiece], split: Split, share: ShareCount) -> It
     before = 0
     left = iter(pieces)
     for piece in left:
-        if piece.facts.unfinished:  # a document in several pieces is alone in its file
-            yield from _long_document(piece, left, split, share)
-            return
+        if piece.facts.unfinished:  # it is the only one in this piece, and goes on in others
+            before += yield from _long_document(piece, left, split, share, before)
+            continue
         records = piece.records
         lengths, hashes = records["tokens"].astype(np.int64), records["hash"]
         numbers = before + records["number"].astype(np.int64)
@@ -72,7 +72,7 @@ def _cut_long(parts: Parts, long: np.ndarray, hashes: np.ndarray, split: Split) 
     done = 0
     for index in long.tolist():
         document = parts.ids[ends[index] - parts.lengths[index] : ends[index]]
-        blocks = _in_blocks([document], split.block)
+        blocks = _in_blocks([document], split)
         number = int(parts.numbers[index])
         cut = [part[1:] for part in _cut_blocks(blocks, split, number, int(hashes[index]))]
         whole = [column[done:index] for column in parts[1:]]
@@ -85,29 +85,38 @@ def _cut_long(parts: Parts, long: np.ndarray, hashes: np.ndarray, split: Split) 
 
 
 def _long_document(
-    first: LoadedPiece, rest: Iterator[LoadedPiece], split: Split, share: ShareCount
-) -> Iterator[Parts]:
-    """The one document of a file that is in several pieces."""
-    seen = {"bytes": 0, "tokens": 0}
+    first: LoadedPiece, rest: Iterator[LoadedPiece], split: Split, share: ShareCount, before: int
+) -> Generator[Parts, None, int]:
+    """A document in several pieces: `first`, and as many as it takes from `rest`.
+
+    Returns:
+        How many documents begin in these pieces, empty ones too; `before` are before them.
+    """
+    seen = {"bytes": 0, "tokens": 0, "documents": 0}
 
     def all_ids() -> Iterator[np.ndarray]:
         for piece in itertools.chain([first], rest):
             seen["bytes"] += piece.facts.text_bytes
             seen["tokens"] += len(piece.ids)
+            seen["documents"] += piece.facts.documents
             yield piece.ids
+            if not piece.facts.unfinished:
+                return
 
-    blocks = _in_blocks(all_ids(), split.block if split.share else 1)
+    blocks = _in_blocks(all_ids(), split) if split.share else all_ids()
     first_block = next(blocks)
-    hashes = first.records["hash"][:1]
+    blocks = itertools.chain([first_block], blocks)
+    hashes, number = first.records["hash"][:1], before + int(first.records["number"][0])
     long = split.is_long(np.array([seen["bytes"]]), np.array([seen["tokens"]]))
     share.add(hashes, np.array([len(first_block)]), long)
     if long[0]:
-        yield from _cut_blocks(itertools.chain([first_block], blocks), split, 1, int(hashes[0]))
-        return
+        yield from _cut_blocks(blocks, split, number, int(hashes[0]))
+        return seen["documents"]
     held, fresh = split.is_held(hashes), np.ones(1, bool)
-    for block in itertools.chain([first_block], blocks):
-        yield Parts(block, np.array([len(block)]), np.ones(1, np.int64), fresh, held)
+    for block in blocks:
+        yield Parts(block, np.array([len(block)]), np.array([number]), fresh, held)
         fresh = np.zeros(1, bool)
+    return seen["documents"]
 
 
 def _cut_blocks(
@@ -121,25 +130,23 @@ def _cut_blocks(
         there = lengths > 0
         held = np.array([False, True, False])[there]
         fresh = np.ones(len(held), bool)
-        fresh[0] = held[0] != last
+        fresh[0], fresh[1:] = held[0] != last, held[1:] != held[:-1]
         yield Parts(ids, lengths[there], np.full(len(held), number), fresh, held)
         last = bool(held[-1])
 
 
-def _in_blocks(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same ids in arrays of `size`, the last one of what is left; 1: as they come."""
-    if size == 1:
-        yield from chunks
-        return
+def _in_blocks(chunks: Iterable[np.ndarray], split: Split) -> Iterator[np.ndarray]:
+    """The same ids in blocks of `split`, the last one of what is left."""
     pending: list[np.ndarray] = []
     count = 0
     for chunk in chunks:
         pending.append(chunk)
         count += len(chunk)
-        while count > size:  # one that is full waits: it may be the last
+        while count > split.block:  # one that is full waits: it may be the last
             ids = np.concatenate(pending)
-            yield ids[:size]
-            pending, count = [ids[size:]], count - size
+            edge = split.edge(ids)
+            yield ids[:edge]
+            pending, count = [ids[edge:]], count - edge
     yield np.concatenate(pending)
 
 
@@ -181,12 +188,14 @@ class ContextWriter:
         self.position = 0  # of the next id in its stream
         self._stream_begin = 0  # of this stream among all
 
-    def begin_stream(self, num_files: int, rules: Rules, begins_inside: np.ndarray) -> None:
-        """The next ids are of a stream of their own."""
+    def begin_stream(
+        self, num_files: int, rules: Rules, begins_inside: np.ndarray, first: int = 0
+    ) -> None:
+        """The next ids are of a stream of their own, its contexts sampled from number `first`."""
         self.tally = Tally(num_files)
         self._packer = Packer(rules, begins_inside, self)
         self._stream_begin += self.position
-        self.position = self._seen = 0  # seen: contexts before sampling
+        self.position, self._seen = 0, first  # seen: contexts before sampling
 
     def feed(self, file: int, ids: np.ndarray, records: np.ndarray) -> None:
         """Append ids of `file`, and records of documents whose `start` is in this stream."""

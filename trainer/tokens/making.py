@@ -15,7 +15,7 @@ from trainer.tokens.build import ContextWriter, HeldOut, divide, shuffle
 from trainer.tokens.crew import Crew
 from trainer.tokens.encoding import Work, encoder_name, proven
 from trainer.tokens.ledger import adds_up
-from trainer.tokens.packing import Rules
+from trainer.tokens.packing import Rules, first_kept
 from trainer.tokens.pieces import LoadedPiece
 from trainer.tokens.sources import Source
 from trainer.tokens.split import ShareCount, Split
@@ -137,7 +137,7 @@ def _pack_streams(
     total = writer.position + held_out.position
     counts.train = writer.end_stream()
     counts.num_train_contexts = writer.num_contexts
-    writer.begin_stream(num_files, rules, split.begins_inside)
+    writer.begin_stream(num_files, rules, split.begins_inside, first_kept(config.sampling))
     held_out.replay(writer)
     counts.held = writer.end_stream()
     return writer, counts, share.amended(held_out.position, total, writer.num_contexts)

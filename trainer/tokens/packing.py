@@ -168,6 +168,15 @@ def kept_by_sampling(first: int, count: int, sampling: int) -> np.ndarray:
     return (index + 1) * sampling // 100 > index * sampling // 100
 
 
+def first_kept(sampling: int) -> int:
+    """Number of the first context that `sampling` keeps.
+
+    The held-out stream is numbered from here on: of twenty contexts one is held out,
+    however few are kept.
+    """
+    return -(-100 // sampling) - 1 if sampling else 0
+
+
 def rows(
     window: np.ndarray, begins: np.ndarray, lengths: np.ndarray, context: int, pad: int
 ) -> np.ndarray:

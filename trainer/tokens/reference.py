@@ -65,6 +65,12 @@ def count_token_contexts(config: TokenizeConfig, source: Source) -> int:
     return source.size // (config.context * ID.itemsize)
 
 
+def num_train(config: TokenizeConfig, num_contexts: int) -> int:
+    """How many contexts come first, for training; of twenty at least one is held out."""
+    most = num_contexts - (config.train_ratio < 1 and num_contexts >= 20)
+    return min(round(num_contexts * config.train_ratio), most)
+
+
 def make_store(
     config: TokenizeConfig,
     folder: Path,
@@ -93,7 +99,7 @@ def make_store(
     shape = (num_contexts, config.context)
     contexts = np.memmap(source.location, dtype=ID, mode="r", shape=shape)
     lengths = _write(config, folder, contexts, vocabulary.size, ids)
-    num_tokens, train = int(lengths.sum()), round(num_contexts * config.train_ratio)
+    num_tokens, train = int(lengths.sum()), num_train(config, num_contexts)
     held_out = int(lengths[train:].sum())
     row, totals = _ledger(source, digests[0], num_contexts, num_tokens, held_out)
     manifest = Manifest(

@@ -28,6 +28,8 @@ _WHOLE_PER_SHARE = 20
 _WINDOW_TOKENS = 65_536
 _MOST_BLOCK_TOKENS = 1 << 22
 _LEAST_WINDOW_TOKENS = 8
+_MOST_INSIDE_TOKENS = 1_024
+"""In a row, that each begin inside a character: text has a handful."""
 _HASHED_TOKENS = 1_024
 """Of a window: enough to tell it from all others."""
 _TOLERANCE = 0.18  # of the share; a fifth is promised
@@ -102,8 +104,14 @@ class Split:
             at = np.flatnonzero(near == self.boundary)
             if len(at):
                 return position + int(at[0]) + 1
-        whole = np.flatnonzero(~self.begins_inside[near])
-        return position + (int(whole[0]) if len(whole) else 0)
+        rest = ids[position : position + _MOST_INSIDE_TOKENS]
+        return position + int(np.argmin(np.append(self.begins_inside[rest], False)))
+
+    def edge(self, ids: np.ndarray) -> int:
+        """Where a block of `ids`, which are more than one, ends: never inside a character."""
+        before = ids[self.block : max(0, self.block - _MOST_INSIDE_TOKENS) : -1]
+        inside = self.begins_inside[before]
+        return self.block - (0 if inside.all() else int(np.argmin(inside)))
 
 
 class ShareCount:

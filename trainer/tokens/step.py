@@ -32,6 +32,8 @@ from trainer.tokens.store import Manifest, TokenStore, read_manifest
 from trainer.tokens.vocabulary import tokenizer_digest
 
 CACHE = "cache/tokens"
+_HELD_OUT = 2
+"""In the key of a store that holds text out: raised when other text would be."""
 _MANY_BYTES = 4 << 20
 """Of text that is new: more is encoded by other processes, see crew.py."""
 
@@ -131,7 +133,10 @@ def store_key(
     sources: list[Source], digests: list[str], token_digest: str, options: dict[str, Any]
 ) -> str:
     """What the store's bytes are made from, as 16 hex digits."""
-    digest = hashlib.sha256(json.dumps([stores.FORMAT, token_digest, options]).encode())
+    made_by = [stores.FORMAT, token_digest, options]
+    if options["train_ratio"] < 1:
+        made_by.append(_HELD_OUT)
+    digest = hashlib.sha256(json.dumps(made_by).encode())
     for source, content in zip(sources, digests, strict=True):
         digest.update(b"\0" + os.fsencode(source.path) + b"\0" + content.encode())
     return digest.hexdigest()[:16]

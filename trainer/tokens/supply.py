@@ -37,9 +37,11 @@ class Supply:
         """Make a little here; for more begin with the crew."""
         batches = self._batches()
         begun: list[Batch] = []
+        size = 0
         for batch in batches:
             begun.append(batch)
-            if sum(part.stop - part.start for some in begun for part, *_ in some) > ALONE_BYTES:
+            size += sum(part.stop - part.start for part, *_ in batch)
+            if size > ALONE_BYTES:
                 break
         else:
             maker = PieceMaker(self.recipe) if begun else None
