@@ -1,6 +1,7 @@
 """`finetune stop --backend kubernetes`: end what a run has under way on a cluster."""
 
 import os
+import sys
 
 from infra.backend import ContactError, PlaceError
 from infra.manifests_settings import settings_from_environment
@@ -21,7 +22,9 @@ def stop_on_cluster(pvc: str, run_name: str, namespace: str = "") -> list[str]:
     try:
         settings = settings_from_environment({"namespace": namespace} if namespace else None)
         backend = backend_from_environment("", settings)
-        stopped = backend.stop(pvc, run_name)  # type: ignore[attr-defined]
+        stopped = backend.stop(
+            pvc, run_name, on_line=lambda line: print(line, file=sys.stderr, flush=True)
+        )
         served = backend.serving("").remove(run_name)  # type: ignore[attr-defined]
         return [*stopped, "service"] if served else stopped
     except ContactError as error:

@@ -14,6 +14,16 @@ from typing import Any, Protocol
 Line = Callable[[str], None]
 
 
+class Notice(str):
+    """A line about a step from the place where it runs, not of the step's own."""
+
+    __slots__ = ()
+
+
+def unheard(line: str) -> None:
+    """Takes the lines of who has nobody to tell."""
+
+
 class PlaceError(Exception):
     """The place where steps run can't take this one; nothing was started."""
 
@@ -73,16 +83,19 @@ class Backend(Protocol):
     def claim(self, pvc: str, run_name: str) -> AbstractContextManager[None]:
         """Be the run's only orchestrator where the place does not see to that by itself."""
 
-    def submit(self, spec: StepSpec) -> str:
+    def settle(self, pvc: str, run_name: str, *, failed: bool) -> None:
+        """The run of the flow is over: what its steps saw no longer stands for another one."""
+
+    def submit(self, spec: StepSpec, *, on_line: Line = unheard) -> str:
         """Start the step, or adopt the same work where it is under way; return its name."""
 
     def wait(self, spec: StepSpec, on_line: Line) -> StepEnd:
         """Hand over the step's lines as they come, each once, until it ends."""
 
-    def cancel(self, spec: StepSpec) -> None:
+    def cancel(self, spec: StepSpec, *, on_line: Line = unheard) -> None:
         """Stop the step, letting it save first; return when it is gone."""
 
-    def stop(self, pvc: str, run_name: str) -> list[str]:
+    def stop(self, pvc: str, run_name: str, *, on_line: Line = unheard) -> list[str]:
         """Cancel every step of the run that is under way, whoever follows it; their names."""
 
     def hint(self, spec: StepSpec) -> str:

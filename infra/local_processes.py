@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from infra.backend import BusyError, Line, PlaceError, StepEnd, StepSpec
+from infra.backend import BusyError, Line, PlaceError, StepEnd, StepSpec, unheard
 from infra.follow import LogFollower
 from infra.local_folder import Work, read_json, read_pid, read_work, try_lock, writing
 
@@ -90,7 +90,10 @@ class LocalBackend:
         with lock:
             yield lock
 
-    def submit(self, spec: StepSpec) -> str:
+    def settle(self, pvc: str, run_name: str, *, failed: bool) -> None:
+        """Nothing to note: here every start of a step looks again at what is there."""
+
+    def submit(self, spec: StepSpec, *, on_line: Line = unheard) -> str:
         """Start the step, or adopt the same work where it is under way.
 
         Raises:
@@ -128,7 +131,9 @@ class LocalBackend:
                 self._positions[folder] = follower.position
         return self._end(folder, process, log)
 
-    def cancel(self, spec: StepSpec, grace_seconds: float = GRACE_SECONDS) -> None:
+    def cancel(
+        self, spec: StepSpec, grace_seconds: float = GRACE_SECONDS, *, on_line: Line = unheard
+    ) -> None:
         """Ask the step to save and stop; kill all of its processes after the grace."""
         self._stop(self._folder(spec.volume, spec.run_name, spec.step), grace_seconds)
 
@@ -136,7 +141,14 @@ class LocalBackend:
         """How to stop a step that was left alone."""
         return f"Follow it by running the same again; stop it: finetune stop {spec.run_name}"
 
-    def stop(self, pvc: str, run_name: str, grace_seconds: float = GRACE_SECONDS) -> list[str]:
+    def stop(
+        self,
+        pvc: str,
+        run_name: str,
+        grace_seconds: float = GRACE_SECONDS,
+        *,
+        on_line: Line = unheard,
+    ) -> list[str]:
         """Cancel every step of the run that is under way; return their names."""
         running = self.running_steps(pvc, run_name)
         for step in running:

@@ -14,12 +14,21 @@ from typing import Any
 import yaml
 
 from infra.backend import StepSpec
-from infra.manifests_pod import CONFIG_ANNOTATION, CONTAINER, PREFIX, config_text, pod_spec
+from infra.manifests_pod import (
+    CONFIG_ANNOTATION,
+    CONTAINER,
+    PREFIX,
+    config_text,
+    pod_spec,
+    service_name,
+)
 from infra.manifests_settings import ClusterSettings
 
 Object = dict[str, Any]
 KEY_ANNOTATION = f"{PREFIX}/key"
 ATTEMPT_ANNOTATION = f"{PREFIX}/attempt"
+SETTLED_ANNOTATION = f"{PREFIX}/settled"  # the run of the flow that the Job was for is over
+SETTLED_DONE, SETTLED_FAILED = "done", "failed"
 EXIT_REFUSED = 78  # of a step: the request is wrong, so another try ends the same way
 EXIT_LOST_NODE = 75  # of a node that is well, but trains with another one that ended
 NAME_LENGTH = 63  # of a label value, which the Job's name becomes
@@ -39,6 +48,11 @@ def job_name(step: str, run_name: str, key: str) -> str:
     room = NAME_LENGTH - LONGEST_INDEX - len(tail)
     head = re.sub(r"[^a-z0-9-]+", "-", run_name.lower())[:room].strip("-")
     return f"{head}{tail}" if head else tail.lstrip("-")
+
+
+def name_of(spec: StepSpec) -> str:
+    """The name of the step's Job."""
+    return job_name(spec.step, spec.run_name, spec.key)
 
 
 def labels_of(spec: StepSpec) -> dict[str, str]:
@@ -75,7 +89,7 @@ def objects(spec: StepSpec, settings: ClusterSettings) -> list[Object]:
 
 def job(spec: StepSpec, settings: ClusterSettings) -> Object:
     """The Job that does the step."""
-    name = job_name(spec.step, spec.run_name, spec.key)
+    name = name_of(spec)
     labels = labels_of(spec)
     queue = {"kueue.x-k8s.io/queue-name": settings.queue} if settings.queue else {}
     config = {CONFIG_ANNOTATION: config_text(spec)}
@@ -134,11 +148,11 @@ def _group(spec: StepSpec) -> Object:
 
 def service(spec: StepSpec, settings: ClusterSettings) -> Object:
     """The headless Service by which the pods of several nodes find the first."""
-    name = job_name(spec.step, spec.run_name, spec.key)
+    name = name_of(spec)
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, **_namespace(settings), "labels": labels_of(spec)},
+        "metadata": {"name": service_name(name), **_namespace(settings), "labels": labels_of(spec)},
         "spec": {
             "clusterIP": "None",
             # Ranks meet before any of them is ready.

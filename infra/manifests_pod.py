@@ -51,7 +51,7 @@ def pod_spec(spec: StepSpec, settings: ClusterSettings, name: str) -> Object:
     if affinity := _affinity(spec):
         made["affinity"] = affinity
     if spec.resources.nodes > 1:
-        made["subdomain"] = name
+        made["subdomain"] = service_name(name)
     optional: Object = {
         "serviceAccountName": settings.service_account,
         "imagePullSecrets": [{"name": secret} for secret in settings.image_pull_secrets],
@@ -60,6 +60,15 @@ def pod_spec(spec: StepSpec, settings: ClusterSettings, name: str) -> Object:
         "priorityClassName": settings.priority_class,
     }
     return made | {key: value for key, value in optional.items() if value}
+
+
+def service_name(job_name: str) -> str:
+    """Of the headless Service of a Job's pods: up to Kubernetes 1.35 it begins with a letter.
+
+    A run_name, and so a Job's name, may begin with a digit. At most 63 characters, as the
+    Job's own name leaves room for the index of a pod.
+    """
+    return f"node-{job_name}"
 
 
 def _grace_seconds(spec: StepSpec) -> int:
@@ -106,7 +115,7 @@ def _environment(spec: StepSpec, settings: ClusterSettings, name: str) -> list[O
         listed += [
             {"name": "FINETUNE_NODES", "value": str(nodes)},
             {"name": "FINETUNE_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": RANK_FIELD}}},
-            {"name": "MASTER_ADDR", "value": f"{name}-0.{name}"},
+            {"name": "MASTER_ADDR", "value": f"{name}-0.{service_name(name)}"},
             {"name": "MASTER_PORT", "value": str(RENDEZVOUS_PORT)},
         ]
     return listed

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from infra.backend import Backend, ContactError, PlaceError, StepEnd, StepSpec
+from infra.backend import Backend, ContactError, Notice, PlaceError, StepEnd, StepSpec
 from trainer.errors import (
     EXIT_DONE,
     EXIT_REFUSED,
@@ -40,6 +40,9 @@ class Watcher(Protocol):
 def claimed(backend: Backend, pvc: str, run_name: str) -> Iterator[None]:
     """Be the run's only orchestrator while the block runs.
 
+    Its end settles the run, also by an error of a step. Whoever is killed settles nothing:
+    the next one goes on from where that one was.
+
     Raises:
         RequestError: Another one is at it, or the volume can't be used.
     """
@@ -48,7 +51,12 @@ def claimed(backend: Backend, pvc: str, run_name: str) -> Iterator[None]:
             held.enter_context(backend.claim(pvc, run_name))
         except PlaceError as error:
             raise RequestError(str(error)) from error
-        yield
+        try:
+            yield
+        except StepError:
+            backend.settle(pvc, run_name, failed=True)
+            raise
+        backend.settle(pvc, run_name, failed=False)
 
 
 def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Outcome:
@@ -62,7 +70,8 @@ def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Ou
     last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     def take(line: str) -> None:
-        event = parse_event(line)
+        about = isinstance(line, Notice)
+        event = Event("notice", {"message": line}) if about else parse_event(line)
         if event is None:
             last_lines.append(line)
         elif event.kind == "notice" and last_lines and last_lines[-1] == event.fields["message"]:
@@ -75,7 +84,7 @@ def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Ou
 
     submitted = stopped = False
     try:
-        where = backend.submit(spec)
+        where = backend.submit(spec, on_line=take)
         submitted = True
         for watcher in watchers:
             watcher.started(spec.step, where)
@@ -88,12 +97,12 @@ def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Ou
         if backend.detaches:
             raise Interrupted(f"the {spec.step} step goes on. {backend.hint(spec)}") from None
         if not submitted:
-            backend.cancel(spec)  # it may be there all the same
+            backend.cancel(spec, on_line=take)  # it may be there all the same
             again = f"interrupted as the {spec.step} step started. Run it again to go on."
             raise Interrupted(again) from None
         stopped = True
         end = _stop(backend, spec, take)
-    outcome = _judge(spec, end, last_lines, stopped=stopped)
+    outcome = _judge(spec, end, last_lines, stopped=stopped, detaches=backend.detaches)
     for watcher in watchers:
         watcher.ended(spec.step, outcome)
     return outcome
@@ -104,31 +113,29 @@ def _stop(backend: Backend, spec: StepSpec, take: Callable[[str], None]) -> Step
     message = "stopping: the step saves first (Ctrl-C again ends it at once)"
     take(format_event("notice", {"message": message}))
     try:
-        backend.cancel(spec)
+        backend.cancel(spec, on_line=take)
     except KeyboardInterrupt:
         backend.kill(spec)
     return backend.wait(spec, take)
 
 
-def _judge(spec: StepSpec, end: StepEnd, last_lines: deque[str], *, stopped: bool) -> Outcome:
+def _judge(
+    spec: StepSpec, end: StepEnd, last_lines: deque[str], *, stopped: bool, detaches: bool
+) -> Outcome:
     """The outcome of a step that is done, or the error that says why it is not."""
     outcome = Outcome(**end.outcome) if end.outcome else None
     if end.exit_code == EXIT_DONE and outcome is not None and outcome.status == "done":
         return outcome
     message = outcome.message if outcome else end.reason or "ended"
-    if end.exit_code == EXIT_REFUSED:
-        raise RequestError(*message.splitlines())
-    if end.exit_code == EXIT_TERMINATED or stopped:
-        raise Interrupted(f"the {spec.step} step was {message}. Run it again to go on.")
     said = [line for line in last_lines if line not in message.splitlines()]
     shown = ["Its last lines:", *(f"    {line}" for line in said)] if said else []
-    raise StepError(
-        "\n".join(
-            [
-                f"the {spec.step} step of {spec.run_name!r} failed: {message}",
-                *shown,
-                f"The whole log: {end.log}",
-                "Run it again to go on from what is done.",
-            ]
-        )
-    )
+    shown.append(f"The whole log: {end.log}")
+    if end.exit_code == EXIT_REFUSED:
+        # On this machine what is wrong is found before anything starts, and is said alone.
+        found = [f"The {spec.step} step of {spec.run_name!r} found this.", *shown]
+        found.append("Mend it and run the same again.")
+        raise RequestError(*message.splitlines(), found=found if detaches else ())
+    if end.exit_code == EXIT_TERMINATED or stopped:
+        raise Interrupted(f"the {spec.step} step was {message}. Run it again to go on.")
+    failed = f"the {spec.step} step of {spec.run_name!r} failed: {message}"
+    raise StepError("\n".join([failed, *shown, "Run it again to go on from what is done."]))

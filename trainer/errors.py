@@ -13,6 +13,8 @@ user has to change something, in the form
 `<what, as the user knows it> <is wrong> (got <value>). <limit>. <what to do>.`
 """
 
+from collections.abc import Sequence
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 75  # of the command line, and of a node: run it again to go on (EX_TEMPFAIL)
@@ -27,12 +29,16 @@ class StepError(Exception):
 
 
 class RequestError(StepError):
-    """The request is wrong; `problems` holds one sentence for each thing to mend."""
+    """The request is wrong; `problems` holds one sentence for each thing to mend.
+
+    Args:
+        found: Lines that say where it was found, for who reads the error.
+    """
 
     exit_code = EXIT_REFUSED
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
+    def __init__(self, *problems: str, found: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([*problems, *found]))
         self.problems = problems
 
 

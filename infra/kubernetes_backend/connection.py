@@ -140,8 +140,8 @@ class Connection:
             return False
         return True
 
-    async def create_service(self, service: Object) -> None:
-        """Make the Service, or find it made."""
+    async def create_service(self, service: Object) -> bool:
+        """Make the Service; False where one of that name is there."""
         try:
             await self._ask(
                 "create services",
@@ -152,6 +152,12 @@ class Connection:
         except RefusedError as error:
             if error.code != 409:
                 raise
+            return False
+        return True
+
+    async def read_service(self, name: str) -> Object | None:
+        """The Service, or None where there is none of that name."""
+        return await self.read("services", f"/api/v1/namespaces/{{namespace}}/services/{name}")
 
     async def list_pods(self, job: Object) -> list[Object]:
         """The Job's pods, oldest first."""
@@ -292,7 +298,9 @@ class Connection:
                 answer = await self._once(request)
             except RefusedError as error:
                 expired = error.code == 401 and self.was_accepted
-                if not (error.transient or expired):
+                # Not the object, which is new, but a quota was changed by somebody else meanwhile.
+                crossed = error.reason == "Conflict" and action.startswith("create ")
+                if not (error.transient or expired or crossed):
                     if error.code == 409 or (error.code == 404 and "namespaces" not in str(error)):
                         raise
                     raise in_words(error, action, self.namespace) from error

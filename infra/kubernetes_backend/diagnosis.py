@@ -113,10 +113,17 @@ def why_waiting(job: Object, pods: list[Object], events: list[Object]) -> str:
     if job.get("spec", {}).get("suspend"):
         return "suspended: its queue has not admitted it yet"
     alive = [pod for pod in pods if not has_ended(pod)]
-    if not alive:
-        return _newest_warning(events, job["metadata"]["uid"])
     reasons = (why_pod_waits(pod, events) for pod in alive)
-    return next((reason for reason in reasons if reason), "")
+    if why := next((reason for reason in reasons if reason), ""):
+        return why
+    missing = len(alive) < pods_wanted(job)
+    return _newest_warning(events, job["metadata"]["uid"]) if missing else ""
+
+
+def pods_wanted(job: Object) -> int:
+    """How many pods the Job is to have at this moment: one, or one for each node not done."""
+    spec, done = job.get("spec", {}), job.get("status", {}).get("succeeded", 0)
+    return max(1, min(spec.get("parallelism", 1), spec.get("completions", 1) - done))
 
 
 def why_pod_waits(pod: Object, events: list[Object]) -> str:

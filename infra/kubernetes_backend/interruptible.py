@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from infra.backend import Line
+from infra.backend import Line, Notice
 
 T = TypeVar("T")
 
@@ -39,8 +39,8 @@ class Outlet:
         await taken
 
     def say(self, line: str) -> None:
-        """Put one line without waiting; for what is rare."""
-        self._inbox.put((Batch([line]), None))
+        """Put one line of our own without waiting; for what is rare."""
+        self._inbox.put((Batch([Notice(line)]), None))
 
     def close(self) -> None:
         self._inbox.put(None)

@@ -6,7 +6,6 @@ Job are Kubernetes' business; here only the talking to the cluster is retried.
 """
 
 import contextlib
-import json
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
@@ -14,18 +13,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from infra import manifests
-from infra.backend import BusyError, Line, PlaceError, StepEnd, StepSpec
-from infra.kubernetes_backend import diagnosis, followers, removal
+from infra.backend import BusyError, ContactError, Line, PlaceError, StepEnd, StepSpec, unheard
+from infra.kubernetes_backend import creating, diagnosis, ending, followers, removal
 from infra.kubernetes_backend.connection import PATIENCE_SECONDS, Connection, Object
 from infra.kubernetes_backend.interruptible import Outlet, run
 from infra.kubernetes_backend.refusals import RefusedError
 from infra.kubernetes_backend.serving import Serving
-from infra.kubernetes_backend.watching import LOOK_SECONDS, Followed, Seen, Watcher
+from infra.kubernetes_backend.watching import LOOK_SECONDS, Followed, Watcher
 from infra.manifests_settings import ClusterSettings
 
 T = TypeVar("T")
 Work = Callable[[Connection, Outlet], Coroutine[Any, Any, T]]
-EXIT_TERMINATED = 143  # of a step that was stopped
+SETTLE_PATIENCE_SECONDS = 10.0  # a run that has ended does not wait long for a note of it
 logger = logging.getLogger(__name__)
 
 
@@ -62,7 +61,23 @@ class KubernetesBackend:
         """Nothing to hold: a Job's name is the lock."""
         yield
 
-    def submit(self, spec: StepSpec) -> str:
+    def settle(self, pvc: str, run_name: str, *, failed: bool) -> None:
+        """Note at the run's Jobs that are done that the run of the flow they were for is over."""
+        how = manifests.SETTLED_FAILED if failed else manifests.SETTLED_DONE
+
+        async def settle(connection: Connection, _: Outlet) -> None:
+            for job in await connection.list_jobs(manifests.run_selector(run_name)):
+                if diagnosis.is_complete(job):
+                    note: dict[str, str | None] = {manifests.SETTLED_ANNOTATION: how}
+                    await connection.annotate_job(job["metadata"]["name"], note)
+
+        try:
+            self._run(settle, patience_seconds=SETTLE_PATIENCE_SECONDS)
+        except (PlaceError, ContactError) as error:
+            # The run has ended as it has; the next one may take what this one saw.
+            logger.warning("Jobs of %s are not marked as settled: %s", run_name, error)
+
+    def submit(self, spec: StepSpec, *, on_line: Line = unheard) -> str:
         """Create the step's Job, or adopt the one that is there; return what it is called.
 
         Raises:
@@ -70,16 +85,19 @@ class KubernetesBackend:
             PlaceError: The cluster refuses; in plain words.
             ContactError: The cluster was away for longer than the patience.
         """
-        return self._run(lambda connection, _: self._submit(connection, spec))
+        return self._run(lambda connection, outlet: self._submit(connection, spec, outlet), on_line)
 
     def wait(self, spec: StepSpec, on_line: Line) -> StepEnd:
         """Hand over the lines of all of the Job's pods until the Job has ended."""
         return self._run(lambda connection, outlet: self._wait(connection, spec, outlet), on_line)
 
-    def cancel(self, spec: StepSpec) -> None:
+    def cancel(self, spec: StepSpec, *, on_line: Line = unheard) -> None:
         """Delete the Job, unless another flow run follows it; return when its pods are gone."""
         name, follower = self._name(spec), self._follower(spec)
-        self._run(lambda connection, _: removal.cancel(connection, name, follower))
+        self._run(
+            lambda connection, outlet: removal.cancel(connection, name, follower, outlet.say),
+            on_line,
+        )
 
     def kill(self, spec: StepSpec) -> None:
         """Delete the Job without waiting; its pods keep their grace."""
@@ -98,17 +116,19 @@ class KubernetesBackend:
         jobs = self._run(lambda connection, _: self._unfinished(connection, run_name))
         return sorted(_step_of(job) for job in jobs)
 
-    def stop(self, pvc: str, run_name: str) -> list[str]:
+    def stop(self, pvc: str, run_name: str, *, on_line: Line = unheard) -> list[str]:
         """Cancel every step of the run that is under way, whoever follows it."""
 
-        async def stop(connection: Connection, _: Outlet) -> list[str]:
+        async def stop(connection: Connection, outlet: Outlet) -> list[str]:
             jobs = await self._unfinished(connection, run_name)
             for job in jobs:
-                await removal.delete(connection, job["metadata"]["name"])
+                name = job["metadata"]["name"]
+                outlet.say(f"Job {name} is being deleted: its step saves, then its pods end")
+                await removal.delete(connection, name)
                 await removal.until_gone(connection, job)
             return sorted(_step_of(job) for job in jobs)
 
-        return self._run(stop)
+        return self._run(stop, on_line)
 
     def serving(self, kind: str) -> Serving:
         """Services in the same namespace; `kind` as the parameter `serving` has it."""
@@ -116,59 +136,32 @@ class KubernetesBackend:
 
     # --- submit -------------------------------------------------------------------------
 
-    async def _submit(self, connection: Connection, spec: StepSpec) -> str:
-        name, said = self._name(spec), ""
+    async def _submit(self, connection: Connection, spec: StepSpec, outlet: Outlet) -> str:
+        name, said, follower = self._name(spec), "", self._follower(spec)
         while True:
             job = await connection.read_job(name)
             if job is None:
                 await self._refuse_other_work(connection, spec, name)
-                job = await self._create(connection, spec)
+                job = await creating.create(connection, spec, self.settings, follower)
                 if job is None:
                     continue  # somebody was faster: look at what is there now
                 self._remember(spec, job, adopted=False)
                 return f"Job {name}{said}"
             if diagnosis.is_being_deleted(job):
+                outlet.say(f"Job {name} is being deleted: waiting until its pods have ended")
                 await removal.until_gone(connection, job)
             elif job["metadata"]["annotations"].get(manifests.KEY_ANNOTATION) != spec.key:
                 raise BusyError(
                     f"Job {name} was made for other work. Take another run_name, "
                     f"or delete it: kubectl{self._namespace_option()} delete job {name}"
                 )
-            elif again := await self._why_again(connection, spec, job):
-                logger.info("Job %s is made anew: %s", name, again)
-                said = f", made anew ({again})"
-                await connection.delete_job(job)
-                await removal.until_gone(connection, job)
+            elif again := await ending.why_not_taken(connection, spec, job, self._volumes):
+                # One that changed since we looked is not deleted: look again.
+                if await connection.delete_job(job):
+                    said = f", made anew ({again})"
+                    await removal.until_gone(connection, job)
             elif where := await self._adopt(connection, spec, job):
                 return where
-
-    async def _create(self, connection: Connection, spec: StepSpec) -> Object | None:
-        """The new Job, or None where one of that name has appeared meanwhile."""
-        job, *more = manifests.objects(spec, self.settings)
-        job["metadata"]["annotations"] |= followers.heartbeat(self._follower(spec))
-        try:
-            created = await connection.create_job(job)
-        except RefusedError as error:
-            if error.reason == "AlreadyExists":
-                return None
-            raise
-        await self._create_service(connection, created, more)
-        return created
-
-    async def _create_service(
-        self, connection: Connection, job: Object, more: list[Object]
-    ) -> None:
-        """What the Job needs beside it; it is deleted with the Job."""
-        metadata = job["metadata"]
-        owner = {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "name": metadata["name"],
-            "uid": metadata["uid"],
-        }
-        for service in more:
-            service["metadata"]["ownerReferences"] = [owner]
-            await connection.create_service(service)
 
     async def _adopt(self, connection: Connection, spec: StepSpec, job: Object) -> str:
         """Follow a Job that is there; empty where it went away in this moment."""
@@ -180,23 +173,9 @@ class KubernetesBackend:
         if adopted is None or diagnosis.is_being_deleted(adopted):
             return ""
         # An orchestrator killed between the two requests left a Job without its Service.
-        await self._create_service(connection, job, manifests.objects(spec, self.settings)[1:])
+        services = manifests.objects(spec, self.settings)[1:]
+        await creating.create_services(connection, job, services)
         return f"Job {name}, which was under way already"
-
-    async def _why_again(self, connection: Connection, spec: StepSpec, job: Object) -> str:
-        """Why a Job that has ended is not taken as it is; empty: it is, or it still runs."""
-        if diagnosis.is_failed(job):
-            why = diagnosis.why_failed(job, await connection.list_pods(job))
-            return f"the one before had failed: {why}"
-        if not diagnosis.is_complete(job):
-            return ""
-        attempt = job["metadata"]["annotations"].get(manifests.ATTEMPT_ANNOTATION, "")
-        if attempt != spec.attempt:
-            # What it made may have changed since; the step itself looks, and says "reused".
-            return "the one before was done for another run of the flow"
-        if await self._outcome(connection, spec, job) is None:
-            return "the outcome of the one before is lost"
-        return ""
 
     async def _refuse_other_work(self, connection: Connection, spec: StepSpec, name: str) -> None:
         """Raise BusyError where this step of the run is under way with other parameters."""
@@ -233,43 +212,26 @@ class KubernetesBackend:
         if seen.timed_out:
             await removal.delete(connection, followed.name)
             timeout = self.settings.pending_timeout_seconds
-            why = f"no pod had started after {timeout:g} seconds ({seen.timed_out}); given up"
+            pods = "no pod" if spec.resources.nodes == 1 else "not every pod"
+            why = f"{pods} had started after {timeout:g} seconds ({seen.timed_out}); given up"
             return StepEnd(exit_code=1, outcome=None, reason=why, log=log)
-        return await self._end(connection, spec, seen, log)
-
-    async def _end(self, connection: Connection, spec: StepSpec, seen: Seen, log: str) -> StepEnd:
-        outcome = diagnosis.outcome_of(seen.pods, done=diagnosis.is_complete(seen.job))
-        if seen.gone:
-            why = f"Job {self._name(spec)} was deleted"
-            return StepEnd(exit_code=EXIT_TERMINATED, outcome=outcome, reason=why, log=log)
-        if diagnosis.is_complete(seen.job):
-            outcome = outcome or await self._outcome(connection, spec, seen.job)
-            lost = "" if outcome else "it is done, but its outcome is lost; run the same again"
-            return StepEnd(exit_code=0, outcome=outcome, reason=lost, log=log)
-        code = diagnosis.exit_code_of(seen.pods)
-        why = diagnosis.why_failed(seen.job, seen.pods)
-        return StepEnd(exit_code=code, outcome=outcome, reason=why, log=log)
-
-    async def _outcome(
-        self, connection: Connection, spec: StepSpec, job: Object
-    ) -> dict[str, Any] | None:
-        """The outcome of a Job that is done: from its pod, else from the volume if it is here."""
-        found = diagnosis.outcome_of(await connection.list_pods(job), done=True)
-        if found is not None or not spec.run_name:
-            return found
-        path = self._volumes / spec.volume / spec.run_name / "outcomes" / f"{spec.step}.json"
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            outcome = json.loads(path.read_text(encoding="utf-8"))
-            return outcome if outcome.get("status") == "done" else None
-        return None
+        return await ending.end_of(connection, spec, seen, self._volumes, log)
 
     # --- details ------------------------------------------------------------------------
 
-    def _run(self, work: Work[T], on_line: Line = logger.info) -> T:
+    def _run(
+        self,
+        work: Work[T],
+        on_line: Line = logger.info,
+        *,
+        patience_seconds: float | None = None,
+    ) -> T:
+        patience = self._patience_seconds if patience_seconds is None else patience_seconds
+
         async def connected(outlet: Outlet) -> T:
             async with Connection(
                 self.settings.namespace,
-                patience_seconds=self._patience_seconds,
+                patience_seconds=patience,
                 tell=outlet.say,
                 was_accepted=self._was_accepted,
             ) as connection:
@@ -284,7 +246,7 @@ class KubernetesBackend:
             raise PlaceError(f"the cluster answered something unexpected ({error}).") from error
 
     def _name(self, spec: StepSpec) -> str:
-        return manifests.job_name(spec.step, spec.run_name, spec.key)
+        return manifests.name_of(spec)
 
     def _follower(self, spec: StepSpec) -> str:
         return followers.follower_name(spec.attempt or self._nameless)

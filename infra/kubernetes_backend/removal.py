@@ -1,26 +1,25 @@
 """Delete Jobs so that nobody else loses one, and none is left half-deleted."""
 
 import asyncio
-import logging
 
 from infra.kubernetes_backend import diagnosis, followers
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection, Object, Tell
 
 POLL_SECONDS = 0.5
-logger = logging.getLogger(__name__)
 
 
-async def cancel(connection: Connection, name: str, follower: str) -> None:
+async def cancel(connection: Connection, name: str, follower: str, tell: Tell) -> None:
     """Delete the Job unless somebody besides `follower` follows it; return when it is gone."""
     job = await connection.annotate_job(name, followers.departure(follower))
     if job is not None and (others := followers.others(job, follower)):
-        logger.info("Job %s is left to who else follows it: %s", name, ", ".join(others))
+        tell(f"Job {name} is left to who else follows it: {', '.join(others)}")
         return
     while job is not None and not await connection.delete_job(job):
         job = await connection.read_job(name)
         if job is not None and followers.others(job, follower):
             return  # adopted by another one between our two requests
     if job is not None:
+        tell(f"Job {name} is being deleted: its step saves, then its pods end")
         await until_gone(connection, job)
 
 

@@ -29,6 +29,8 @@ class Followed:
     adopted: bool = False
     since: str | None = None  # when we last followed it, as an earlier process
     positions: dict[str, Position] = field(default_factory=dict)  # by pod uid
+    with_past: frozenset[str] | None = None  # uids of pods that ran at our first look
+    ran: bool = False  # every pod that it wants has run at some time
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,10 @@ class Watcher:
 
     def _follow_logs(self, pods: Iterable[Object]) -> None:
         """Follow the pods that have started, and notice those that have ended or gone."""
-        present = set()
+        pods, present = list(pods), set()
+        if self._followed.with_past is None:
+            started = (pod["metadata"]["uid"] for pod in pods if diagnosis.has_started(pod))
+            self._followed.with_past = frozenset(started)
         for pod in pods:
             uid = pod["metadata"]["uid"]
             present.add(uid)
@@ -128,13 +133,13 @@ class Watcher:
             self._ended[uid].set()
 
     def _position(self, uid: str) -> Position:
-        """Where to begin in the pod's log: only a Job that we did not make has a past."""
+        """Where to begin in the pod's log: only one that ran before we came has a past."""
         followed = self._followed
         if uid not in followed.positions:
             position = Position()
             if followed.adopted and followed.since:
                 position.since = followed.since
-            elif followed.adopted:
+            elif followed.adopted and uid in (followed.with_past or ()):
                 position.context_lines = CONTEXT_LINES
             followed.positions[uid] = position
         return followed.positions[uid]
@@ -143,7 +148,12 @@ class Watcher:
         for event in self._ended.values():
             event.set()
         if self._logs:
-            await asyncio.wait(self._logs.values(), timeout=DRAIN_SECONDS)
+            _, late = await asyncio.wait(self._logs.values(), timeout=DRAIN_SECONDS)
+            if late:
+                self._say(
+                    f"the last lines of {len(late)} of its pods could not be read within "
+                    f"{DRAIN_SECONDS:g} seconds; the pods' own logs have them"
+                )
         for task in self._logs.values():
             if task.done() and not task.cancelled():
                 task.result()
@@ -165,7 +175,11 @@ class Watcher:
         """Tell, once for each reason, why nothing runs; the reason once that is too long."""
         now = time.monotonic()
         alive = [pod for pod in pods if not diagnosis.has_ended(pod)]
-        if alive and all("running" in diagnosis.container_state(pod) for pod in alive):
+        wanted = diagnosis.pods_wanted(job)
+        started = sum(diagnosis.has_started(pod) for pod in pods)
+        self._followed.ran = self._followed.ran or started >= wanted
+        run = all("running" in diagnosis.container_state(pod) for pod in alive)
+        if alive and run and len(alive) >= wanted:
             if self._told:
                 self._say("running")
             self._told.clear()
@@ -179,7 +193,8 @@ class Watcher:
             # Two reasons may take turns (ErrImagePull, ImagePullBackOff): each is told once.
             self._told.add(why)
             self._say(f"waiting: {why}")
-        timeout = self._pending_timeout_seconds
+        # A training that was evicted waits for its place again: that is no reason to give it up.
+        timeout = 0.0 if self._followed.ran else self._pending_timeout_seconds
         return (why or "no reason is known") if timeout and waited > timeout else None
 
     async def _events(self, job: Object, pods: list[Object]) -> list[Object]:

@@ -80,16 +80,6 @@ def test_what_is_done_is_not_done_again_for_the_same_run_of_the_flow(
     assert starts(volume) == 1
 
 
-def test_another_run_of_the_flow_has_the_step_look_whether_its_result_still_stands(
-    backend: KubernetesBackend, cluster: Cluster, volume: Path
-) -> None:
-    follow(backend, spec(attempt="flow-run-1"))
-    assert "made anew" in backend.submit(spec(attempt="flow-run-2"))
-    backend.wait(spec(attempt="flow-run-2"), lambda line: None)
-    assert starts(volume) == 2
-    assert len(cluster.jobs()) == 1
-
-
 def test_other_work_in_the_same_step_of_the_run_is_refused_while_one_is_under_way(
     backend: KubernetesBackend, cluster: Cluster, volume: Path
 ) -> None:
@@ -121,6 +111,35 @@ def test_a_failed_job_is_told_and_made_anew_by_who_asks_again(
     assert job["metadata"]["uid"] != uid
 
 
+def test_a_failed_job_that_changes_as_it_is_deleted_is_looked_at_again(
+    cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    backend = backend_with(tmp_path, backoff_limit=0)
+    step = spec(exit_codes=[9, 0])
+    follow(backend, step)
+    deletes: list[Request] = []
+
+    def change(request: Request, number: int) -> None:
+        if (request.verb, request.resource) == ("delete", "jobs"):
+            deletes.append(request)
+            job = cluster.store.get("jobs", "default", request.name)
+            job["metadata"]["annotations"]["somebody"] = "was here"
+            cluster.store.update("jobs", job)
+
+    cluster.faults.before_request = change
+    end, _ = follow(backend, step)
+    assert end.outcome["status"] == "done"
+    assert len(deletes) == 2  # the second change is none
+
+
+def test_a_quota_that_somebody_else_changes_meanwhile_refuses_nothing(
+    backend: KubernetesBackend, cluster: Cluster
+) -> None:
+    words = 'Operation cannot be fulfilled on resourcequotas "gpus": the object has been modified'
+    cluster.faults.refuse(409, "Conflict", words, verb="create", times=2)
+    assert backend.submit(spec()) == "Job run-finetune-01234567"
+
+
 def test_a_job_that_is_being_deleted_is_waited_for(
     backend: KubernetesBackend, cluster: Cluster, volume: Path, tmp_path: Path
 ) -> None:
@@ -130,7 +149,10 @@ def test_a_job_that_is_being_deleted_is_waited_for(
     cluster.wait_for(lambda: starts(volume))
     backend.kill(step)
     (volume / "go").touch()
-    assert backend_with(tmp_path).submit(step) == "Job run-finetune-01234567"
+    said: list[str] = []
+    submitted = backend_with(tmp_path).submit(step, on_line=said.append)
+    assert submitted == "Job run-finetune-01234567"
+    assert said == ["Job run-finetune-01234567 is being deleted: waiting until its pods have ended"]
     cluster.wait_for(lambda: starts(volume) == 2)
     changes = [(what, kind) for _, what, kind, _ in cluster.history()]
     first_pod_gone = changes.index(("DELETED", "pods"))
@@ -152,7 +174,10 @@ def test_cancel_lets_the_step_save_and_returns_when_job_and_pods_are_gone(
     assert cluster.jobs() == cluster.pods() == []
     follower.join()
     [end] = ends
-    assert (end.exit_code, end.reason) == (143, "Job run-finetune-01234567 was deleted")
+    assert (end.exit_code, end.reason) == (
+        143,
+        "stopped: Job run-finetune-01234567 was deleted",
+    )
     assert lines[-1] == "last line of start 1"  # it was asked, not killed
 
 
@@ -163,7 +188,9 @@ def test_cancelling_one_of_two_flow_runs_leaves_the_job_to_the_other(
     backend.submit(one)
     other = backend_with(tmp_path)
     other.submit(two)
-    backend.cancel(one)
+    said: list[str] = []
+    backend.cancel(one, on_line=said.append)
+    assert said == ["Job run-finetune-01234567 is left to who else follows it: flow-run-2"]
     (volume / "go").touch()
     assert other.wait(two, lambda line: None).outcome["status"] == "done"
     assert starts(volume) == 1
@@ -229,6 +256,7 @@ def test_the_command_line_stops_a_run_on_the_cluster(
     stop = [sys.executable, "-m", "flows.cli", "stop", "run", "--backend", "kubernetes"]
     done = subprocess.run(stop, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "stopped: finetune\n"), done.stderr
+    assert "Job run-finetune-01234567 is being deleted: its step saves" in done.stderr
     assert cluster.jobs() == cluster.pods() == []
     again = subprocess.run(stop, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (0, "run: nothing was running\n")

@@ -133,6 +133,29 @@ def test_who_adopts_a_job_gets_its_newest_lines_and_then_all(
     assert 19 <= len(lines) <= 21
 
 
+def test_who_adopted_a_job_gets_every_line_of_the_pods_that_came_after(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    step = spec(until="go", lines=[f"line {i}" for i in range(100)])
+    backend.submit(step)
+    first = cluster.running_pod()
+    cluster.wait_for(lambda: starts(volume))
+    other = backend_with(tmp_path)
+    other.submit(step)
+    lines: list[str] = []
+
+    def take(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 1:
+            cluster.do(lambda: cluster.kubelet.evict(first))
+        if line == "line 99" and starts(volume) == 2:
+            (volume / "go").touch()
+
+    other.wait(step, take)
+    begin = lines.index("last line of start 1")
+    assert printed(lines[begin + 1 :]) == [*step.config["lines"], "last line of start 2"]
+
+
 def test_the_same_flow_run_gets_what_was_printed_while_it_was_away(
     backend: KubernetesBackend, cluster: Cluster, volume: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,9 @@
 """What keeps a Job from running is told in the cluster's words; only its end ends the wait."""
 
+import json
 import threading
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,24 @@ def test_who_waits_too_long_gives_up_if_asked_to(cluster: Cluster, tmp_path: Pat
     cluster.wait_for(lambda: not cluster.jobs())
 
 
+def test_a_step_that_was_evicted_is_not_given_up_while_it_waits_for_its_place(
+    cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    backend = backend_with(tmp_path, pending_timeout_seconds=0.3)
+    thread, lines, ends = follow_beside(backend, spec(until="go"))
+    cluster.wait_for(lambda: starts(volume))
+    pod = cluster.running_pod()
+    cluster.wait_for(lambda: backend._followed["run-finetune-01234567"].ran)
+    cluster.node.gpus = 0
+    cluster.do(lambda: cluster.kubelet.evict(pod))
+    told(cluster, lines, "waiting: Unschedulable")
+    time.sleep(0.5)  # longer than the timeout
+    (volume / "go").touch()
+    cluster.node.gpus = 8
+    thread.join()
+    assert ends[0].outcome["status"] == "done"
+
+
 def test_a_refused_request_is_not_tried_again(
     backend: KubernetesBackend, cluster: Cluster, volume: Path
 ) -> None:
@@ -129,7 +150,33 @@ def test_a_job_deleted_by_somebody_ends_the_wait_as_interrupted(
     cluster.wait_for(lambda: starts(volume))
     backend_with(tmp_path).kill(spec(until="never"))
     thread.join()
-    assert (ends[0].exit_code, ends[0].reason) == (143, "Job run-finetune-01234567 was deleted")
+    assert (ends[0].exit_code, ends[0].reason) == (
+        143,
+        "stopped: Job run-finetune-01234567 was deleted",
+    )
+
+
+def refused_and_gone(cluster: Cluster, volume: Path, started: datetime) -> None:
+    """The step says no and leaves that on the volume; its node goes with its pod."""
+    cluster.wait_for(lambda: cluster.jobs()[0]["status"].get("conditions"))
+    for pod in cluster.pods():
+        cluster.do(lambda pod=pod: cluster.store.remove("pods", pod))
+    outcome = {"step": "finetune", "status": "refused", "message": "learn_rate is negative."}
+    path = volume / "run/outcomes/finetune.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**outcome, "started": started.isoformat()}))
+
+
+@pytest.mark.parametrize(("hours", "code"), [(0, 78), (-1, 1)], ids=["its own", "an older one"])
+def test_a_failure_whose_pod_is_gone_is_explained_by_what_it_left_on_the_volume(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path, hours: int, code: int
+) -> None:
+    step = spec(exit_codes=[78], leaves_nothing=True)
+    backend.submit(step)
+    refused_and_gone(cluster, volume, datetime.now(UTC) + timedelta(hours=hours))
+    end = backend.wait(step, lambda line: None)
+    assert end.exit_code == code
+    assert (end.outcome or {}).get("message") == (None if hours else "learn_rate is negative.")
 
 
 @pytest.mark.parametrize("limit", [0, 2])

@@ -13,7 +13,7 @@ from infra.kubernetes_backend.jobs import KubernetesBackend
 from tasks.following import follow_step
 from tests.kubernetes.conftest import backend_with, spec, starts
 from tests.kubernetes_double.cluster import Cluster
-from trainer.errors import StepError
+from trainer.errors import RequestError, StepError
 
 Act = Callable[[Cluster], None]
 JOB = "run-finetune-01234567"
@@ -133,4 +133,23 @@ def test_a_step_that_fails_says_what_which_why_where_and_what_to_do(
         f"The whole log: kubectl -n default logs --tail=-1 --prefix "
         f"-l batch.kubernetes.io/job-name={JOB}",
         "Run it again to go on from what is done.",
+    ]
+
+
+def test_what_a_step_refuses_is_told_with_where_it_was_found(
+    backend: KubernetesBackend, cluster: Cluster
+) -> None:
+    terminal = Terminal()
+    with pytest.raises(RequestError) as raised:
+        follow_step(backend, spec(exit_codes=[78], lines=["reading"]), [PlainWatcher(terminal)])
+    assert raised.value.problems == ("ended with 78",)
+    assert str(raised.value).splitlines() == [
+        "ended with 78",
+        "The finetune step of 'run' found this.",
+        "Its last lines:",
+        "    reading",
+        "    last line of start 1",
+        f"The whole log: kubectl -n default logs --tail=-1 --prefix "
+        f"-l batch.kubernetes.io/job-name={JOB}",
+        "Mend it and run the same again.",
     ]

@@ -23,6 +23,13 @@ NOT_A_SUBDOMAIN = (
     "'.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used "
     f"for validation is '{SUBDOMAIN}')"
 )
+# Of a Service's name, up to Kubernetes 1.35.
+SERVICE_NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
+NOT_A_SERVICE_NAME = (
+    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an "
+    "alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', "
+    f"regex used for validation is '{SERVICE_NAME}')"
+)
 LABEL_VALUE = re.compile(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")
 
 
@@ -89,6 +96,10 @@ def check_create(kind: str, given: Object) -> None:
     causes = list(_metadata_causes(given.get("metadata", {})))
     if kind == "jobs":
         causes += _job_causes(given["spec"])
+    name = given.get("metadata", {}).get("name", "")
+    if kind == "services" and not (re.fullmatch(SERVICE_NAME, name) and len(name) <= 63):
+        words = f'Invalid value: "{name}": {NOT_A_SERVICE_NAME}'
+        causes.append(("FieldValueInvalid", "metadata.name", words))
     if causes:
         raise invalid(kind, given["metadata"].get("name", ""), causes)
 

@@ -1,8 +1,11 @@
 """Deleting: graceful for Pods, by propagation policy for owners, held up by finalizers."""
 
+import asyncio
+
 from tests.kubernetes_double.store import Object, Store, now
 
 FOREGROUND = "foregroundDeletion"
+COLLECT_SECONDS = 1.0  # until what lost its owner is collected (real: seconds)
 
 
 def delete(store: Store, kind: str, obj: Object, policy: str, grace_seconds: int | None) -> Object:
@@ -48,10 +51,28 @@ def remove_when_free(store: Store, pod: Object) -> bool:
 
 
 def collect(store: Store, kind: str, owner: Object) -> None:
-    """Go on with a foreground deletion: what is owned first, then the owner."""
-    owned = list(store.owned(owner))
-    for owned_kind, found in owned:
+    """Go on with a foreground deletion: what blocks it first, then the owner, then the rest.
+
+    Source: processDeletingDependentsItem of Kubernetes' garbage collector, which waits for
+    dependents with blockOwnerDeletion alone.
+    """
+    for owned_kind, found in _blocking(store, owner):
         if "deletionTimestamp" not in found["metadata"]:
             delete(store, owned_kind, found, "Background", None)
-    if not list(store.owned(owner)):
+    if not _blocking(store, owner):
         store.remove(kind, owner)
+        loop = asyncio.get_running_loop()
+        for owned_kind, found in store.owned(owner):
+            loop.call_later(COLLECT_SECONDS, store.remove, owned_kind, found)
+
+
+def _blocking(store: Store, owner: Object) -> list[tuple[str, Object]]:
+    uid = owner["metadata"]["uid"]
+    return [
+        (kind, found)
+        for kind, found in store.owned(owner)
+        if any(
+            reference["uid"] == uid and reference.get("blockOwnerDeletion")
+            for reference in found["metadata"]["ownerReferences"]
+        )
+    ]

@@ -43,6 +43,7 @@ class JobController:
         self._dirty: set[tuple[str, str]] = set()
         self._watched_deadlines: set[str] = set()
         self.refuses_pods = ""  # the words with which creating a Pod is refused (quota)
+        self.most_pods = 1000  # how many a Job may have at a time, else the quota is exceeded
         self.restricted = False  # whether the namespace enforces Pod Security "restricted"
         store.listen(self._on_change)
 
@@ -153,8 +154,13 @@ class JobController:
             words = f"Error creating: {refused}"
             self._events.tell(job, "Warning", "FailedCreate", words, "job-controller")
             return []
-        made = []
+        made: list[Object] = []
         for _ in range(wanted):
+            if len(running + made) >= self.most_pods:
+                words = f'Error creating: pods "{job["metadata"]["name"]}" is forbidden: '
+                words += "exceeded quota: pods"
+                self._events.tell(job, "Warning", "FailedCreate", words, "job-controller")
+                break
             index = None
             if job["spec"].get("completionMode") == "Indexed":
                 taken = {index_of(pod) for pod in running + made} | done_indexes(job["status"])

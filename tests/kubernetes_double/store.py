@@ -103,9 +103,9 @@ class Store:
 
     def remove(self, kind: str, gone: Object) -> None:
         """Take an object out; what it owned is the garbage collector's business."""
-        removed = self._objects[kind].pop(_key(gone), None)
-        if removed is not None:
-            self._record("DELETED", kind, removed)
+        there = self._objects[kind].get(_key(gone))
+        if there is not None and there["metadata"]["uid"] == gone["metadata"]["uid"]:
+            self._record("DELETED", kind, self._objects[kind].pop(_key(gone)))
 
     def owned(self, owner: Object) -> Iterator[tuple[str, Object]]:
         """What names `owner` as its owner."""

@@ -37,7 +37,7 @@ def test_ctrl_c_during_the_start_leaves_nothing_running(
 ) -> None:
     submit = backend.submit
 
-    def interrupted(step: Any) -> str:
+    def interrupted(step: Any, **options: Any) -> str:
         if started:
             submit(step)
         raise KeyboardInterrupt
