@@ -320,12 +320,14 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, processes: int) -> None:
     for process in training:
         process.suspend()  # so that both arrive before it can save
     os.kill(pid, signal.SIGINT)
-    time.sleep(0.3 if processes > 1 else 0)
     if processes == 1:
         os.kill(pid, signal.SIGCONT)
+    else:
+        time.sleep(0.3)  # who launched them is not suspended, and takes the first one
     os.kill(pid, signal.SIGINT)
     assert wait_for(pid) == 143
-    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+    if processes > 1:  # to one process both may have come as one
+        assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
 def test_sigterm_while_its_processes_only_start_is_an_interruption(tmp_path: Path) -> None:
