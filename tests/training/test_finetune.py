@@ -218,7 +218,7 @@ def test_after_three_bad_steps_it_goes_back_once_and_then_stops(tmp_path: Path) 
 
 
 def test_checkpoints_by_the_clock_say_the_loss_of_their_own_weights(tmp_path: Path) -> None:
-    changes = {"save_steps": 0, "processes": 2, "gradients": 1, "zero_stage": 2}
+    changes = {"save_steps": 0, "processes": 2, "gradients": 1, "zero_stage": 2, "epochs": 1}
     by_step = make_config(make_volume(tmp_path / "by-step"), **changes)
     by_clock = make_config(make_volume(tmp_path / "by-clock"), **changes)
     by_clock["checkpoints"] = {"every_minutes": 1e-9, "keep_last": 3, "keep_best": False}
@@ -228,16 +228,16 @@ def test_checkpoints_by_the_clock_say_the_loss_of_their_own_weights(tmp_path: Pa
     runs = [Path(config["volume"]) / "run" for config in (by_step, by_clock)]
     plain, clocked = (read_lines(run / "metrics.jsonl") for run in runs)
     losses = {line["step"]: line["eval_loss"] for line in clocked if "eval_loss" in line}
-    assert [x["step"] for x in clocked if "eval_loss" in x] == list(range(1, 13))
+    assert [x["step"] for x in clocked if "eval_loss" in x] == list(range(1, 7))
     assert [x["loss"] for x in clocked if "loss" in x] == [x["loss"] for x in plain if "loss" in x]
-    kept = {n: runs[1] / "checkpoints" / name_of(n) for n in (10, 11, 12)}
+    kept = {n: runs[1] / "checkpoints" / name_of(n) for n in (4, 5, 6)}
     for step, place in kept.items():
         assert read_manifest(place).about["eval_loss"] == losses[step]
     weights = [(run / "final" / "model.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
-    shutil.rmtree(kept[11])  # what resumes from 10 has no clock that would have it validate there
+    shutil.rmtree(kept[5])  # what resumes from 4 has no clock that would have it validate there
     code, said = run_forked(runs[1].parent, lambda: rehearse([str(runs[1].parent), "run"]))
-    assert code == 0 and "resumes exactly: from step 10 to step 12" in said, said
+    assert code == 0 and "resumes exactly: from step 4 to step 6" in said, said
 
 
 def test_samples_are_of_the_same_model_in_every_stage(tmp_path: Path) -> None:
@@ -320,12 +320,14 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, processes: int) -> None:
     for process in training:
         process.suspend()  # so that both arrive before it can save
     os.kill(pid, signal.SIGINT)
-    time.sleep(0.3 if processes > 1 else 0)
     if processes == 1:
         os.kill(pid, signal.SIGCONT)
+    else:
+        time.sleep(0.3)  # who launched them is not suspended, and takes the first one
     os.kill(pid, signal.SIGINT)
     assert wait_for(pid) == 143
-    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+    if processes > 1:  # to one process both may have come as one
+        assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
 def test_sigterm_while_its_processes_only_start_is_an_interruption(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from trainer.training.plan import Shortened
 from trainer.training.records import Records
 from trainer.training.saving import Saver
 from trainer.training.skipping import SKIPPED_IN_ROW, BadNumbersError, skipped_line, suspects_of
-from trainer.training.stopping import StopRequest
+from trainer.training.stopping import StopRequest, too_late
 from trainer.training.tracking import trackers_of
 from trainer.training.validation import held_out_loss
 
@@ -311,17 +311,12 @@ class Loop:
 
     def _warn_of_slow_saves(self) -> None:
         """Say once when a SIGTERM that came now would leave no time to save."""
-        if not self.first or self._warned or not self.saver.seconds:
+        if not self.first or self._warned:
             return
-        grace, saves = self.job.config.grace_seconds, 2 if self.saver.busy else 1
-        needed = self.measures.pace.mean("step") + saves * self.saver.seconds
-        if needed > grace:
+        step, save = self.measures.pace.mean("step"), self.saver.seconds
+        if warning := too_late(step, save, self.saver.busy, self.job.config.grace_seconds):
             self._warned = True
-            say(
-                f"a step and a checkpoint{' after the one under way' if saves > 1 else ''} take "
-                f"{needed:.0f} s, but {grace:.0f} s after SIGTERM the run is killed "
-                "(grace_seconds): steps since the last one would be done again"
-            )
+            say(warning)
 
     def _agreed_to_stop(self) -> bool:
         """Whether any process was asked to stop: the same answer in all of them."""

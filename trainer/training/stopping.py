@@ -36,3 +36,24 @@ class StopRequest:
         self.reason = self.reason or signal.Signals(signum).name
         if self._safe:
             self.at_once()
+
+
+def too_late(
+    step_seconds: float, save_seconds: float, is_saving: bool, grace_seconds: float
+) -> str:
+    """What to say where a signal that came now would leave no time to save; '' where there is.
+
+    Args:
+        step_seconds: Of a step, which is done to its end.
+        save_seconds: That the last checkpoint took; 0: there was none yet.
+        is_saving: Whether one is under way, which the next has to wait for.
+        grace_seconds: From the signal until the run is killed.
+    """
+    needed = step_seconds + save_seconds * (2 if is_saving else 1)
+    if not save_seconds or needed <= grace_seconds:
+        return ""
+    after = " after the one under way" if is_saving else ""
+    return (
+        f"a step and a checkpoint{after} take {needed:.0f} s, but {grace_seconds:.0f} s after "
+        "SIGTERM the run is killed (grace_seconds): steps since the last one would be done again"
+    )
