@@ -62,8 +62,6 @@ class Setting:
     chunked_loss: bool = True
     on_gpu: bool = True
     """False: processes on a CPU, whose "GPU memory" is the host's."""
-    copied_checkpoints: bool = True
-    """Whether checkpoints are written from a copy in host memory, while training goes on."""
 
     @property
     def tokens(self) -> int:
@@ -93,11 +91,8 @@ REFERENCE = Setting(
     offload=True,
     fused_attention=False,
     chunked_loss=False,
-    copied_checkpoints=False,
 )
-"""The reference's published run: Hugging Face's Trainer, eager attention, whole logits.
-
-Training stood still while it wrote a checkpoint, from the numbers themselves."""
+"""The reference's published run: Hugging Face's Trainer, eager attention, whole logits."""
 
 
 def gpu_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
@@ -135,9 +130,10 @@ def host_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
 def checkpoint_copy_bytes(shape: ModelShape, setting: Setting) -> int:
     """Host memory of each process from which a checkpoint is written while training goes on.
 
-    In fp32, whatever the precision; all processes together save each number once.
+    In fp32, whatever the precision; all processes together save each number once. None where
+    the numbers are in host memory themselves: they are written from there.
     """
-    if not setting.copied_checkpoints:
+    if setting.offload:
         return 0
     return ADAM_BYTES * setting.trained(shape) // setting.processes
 

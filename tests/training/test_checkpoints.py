@@ -283,6 +283,23 @@ def test_what_waits_for_room_is_written_whole_once_there_is_some(
     assert verify(small_disk / "checkpoints" / name_of(1)) == []
 
 
+def test_what_is_written_in_place_is_of_the_step_it_was_saved_at(tmp_path: Path) -> None:
+    numbers = 2**22  # enough for the writing to take longer than what follows
+    tensors = {kind: torch.full((numbers,), 1.0) for kind in KINDS}
+    saver = Saver(
+        tmp_path, [Slice("w", 0, numbers, (numbers,), tensors)], 0, 1, CheckpointsConfig(),
+        in_place=True,
+    )  # fmt: skip
+    saver.save(1, {})
+    saver.let_change()
+    for tensor in tensors.values():
+        tensor.fill_(2.0)
+    read, reader = np.empty(numbers, np.float32), SliceReader(saver.wait())
+    for kind in KINDS:
+        reader.read(f"{kind}/w", 0, read)
+        assert (read == 1.0).all()
+
+
 def test_a_thread_that_breaks_ends_training_at_the_next_look(tmp_path: Path) -> None:
     saver = a_saver(tmp_path)
     saver.save(1, {"unwritable": object()})

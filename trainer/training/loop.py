@@ -130,6 +130,7 @@ class Loop:
             loss = engine.loss(batch.ids, batch.lengths)
             engine.backward(loss / max(1, tokens))
             losses.append(loss.detach())
+        self.saver.let_change()
         report = engine.step(plan.learning_rate(step))
         summed, host_gib = float(torch.stack(losses).double().sum()), self.measures.host_gib()
         total, host_gib = engine.sum_over_processes(summed, host_gib)

@@ -106,7 +106,9 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
             put_in_place(engine)
     keep, slices = job.config.checkpoints, slices_to_save(engine)
     whole_bytes = int(engine.sum_over_processes(slices_bytes(slices))[0])
-    saver = Saver(job.run.checkpoints, slices, rank, world, keep, whole_bytes)
+    saver = Saver(
+        job.run.checkpoints, slices, rank, world, keep, whole_bytes, in_place=options.offload
+    )
     store = TokenStore.open(job.path("tokens"))
     tokenizer = load_tokenizer(job.tokenizer_path, job.config.trust_remote_code)
     stop = StopRequest()

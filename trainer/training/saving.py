@@ -1,8 +1,9 @@
 """Write checkpoints behind the training's back.
 
-Training stops for a copy of its state in memory. A thread in each process writes,
-digests and syncs its slices; that of the first process waits for all, seals, verifies
-and prunes. One checkpoint is on its way at most.
+Training stops for a copy of its state in memory; where that is offloaded to host memory, it is
+written from there, and only the next optimizer step waits until it was. A thread in each
+process writes, digests and syncs its slices; that of the first process waits for all, seals,
+verifies and prunes. One checkpoint is on its way at most.
 """
 
 import contextlib
@@ -40,11 +41,14 @@ class Saver:
         world: int,
         keep: CheckpointsConfig,
         whole_bytes: int = 0,
+        in_place: bool = False,
     ) -> None:
         """Get memory for a copy of the slices.
 
         Args:
             whole_bytes: What all processes write together; 0: this one alone writes.
+            in_place: Write from the slices themselves, in host memory: whoever is about to
+                change them calls `let_change` first.
         """
         self.folder = folder
         self.seconds = 0.0  # that the last checkpoint took, from copy to seal
@@ -55,6 +59,9 @@ class Saver:
         self._bytes = slices_bytes(slices)
         self._whole_bytes = whole_bytes or self._bytes
         self._copies: list[torch.Tensor] = []
+        self._in_place = in_place
+        self._written = threading.Event()
+        self._written.set()
         # Memory is got while training begins: the first save stalls no longer than the others.
         self._preparing = threading.Thread(target=self._prepare, name="buffers", daemon=True)
         self._preparing.start()
@@ -72,6 +79,7 @@ class Saver:
         self.wait()
         began = time.monotonic()
         self._copy()
+        self._written.clear()
         self._thread = threading.Thread(
             target=self._work, args=(step, dict(about), began), name="checkpoint", daemon=True
         )
@@ -92,6 +100,13 @@ class Saver:
         self.check()
         return self._sealed
 
+    def let_change(self) -> None:
+        """Wait until the slices may change: not at all, unless they are written in place."""
+        if self._in_place and not self._written.is_set():
+            began = time.monotonic()
+            self._written.wait()
+            self.stalled_seconds += time.monotonic() - began
+
     @property
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -107,6 +122,9 @@ class Saver:
             raise self._failure
 
     def _prepare(self) -> None:
+        if self._in_place:
+            self._copies = [view.detach() for view in self._views]
+            return
         pin = self._views[0].is_cuda if self._views else False
         self._copies = [
             torch.empty(v.shape, dtype=torch.float32, device="cpu", pin_memory=pin).zero_()
@@ -115,14 +133,17 @@ class Saver:
 
     def _copy(self) -> None:
         self._preparing.join()
-        if self._views:
+        if self._views and not self._in_place:
             torch._foreach_copy_(self._copies, self._views)
             if self._views[0].is_cuda:
                 torch.cuda.synchronize()
 
     def _work(self, step: int, about: dict[str, Any], began: float) -> None:
         try:
-            self._write(step)
+            try:
+                self._write(step)
+            finally:
+                self._written.set()
             if self._rank == 0:
                 place = self._seal(step, about)
                 self.seconds = time.monotonic() - began
