@@ -18,6 +18,7 @@ from tests.flows.test_deployment import ROOT, api, prefect
 from tests.flows.test_pipeline import REQUEST
 from tests.prefect_processes import prefect_environment, prefect_server, process_worker
 from trainer.champion import Series
+from trainer.run_folder import RunFolder
 
 PARAMETERS = {**REQUEST, "epochs": 2, "run_inference": True}
 # What the guide has on a cluster, and what stands for it here.
@@ -102,15 +103,23 @@ def runs_in(api_url: str, *states: str) -> list[dict[str, Any]]:
     return api(api_url, "flow_runs/filter", flow_runs=ours)
 
 
-def wait_for(api_url: str, state: str) -> dict[str, Any]:
-    """The first run that is in that state, or was."""
+def wait_for(api_url: str, *states: str, without: str = "") -> dict[str, Any]:
+    """The first run that is in one of the states, or was, and is not `without`."""
     deadline = time.monotonic() + 400
-    while not (found := runs_in(api_url, state)):
+    while not (found := [run for run in runs_in(api_url, *states) if run["id"] != without]):
         failed = runs_in(api_url, "Failed", "Crashed")
         assert not failed, failed[0]["state"]["message"]
-        assert time.monotonic() < deadline, f"no run came to be {state}"
+        assert time.monotonic() < deadline, f"no run came to be {states}"
         time.sleep(0.3)
     return found[0]
+
+
+def wait_until_idle(api_url: str) -> None:
+    """Until nothing is under way that another run would be cancelled for."""
+    deadline = time.monotonic() + 100
+    while runs_in(api_url, "Scheduled", "Late", "Pending", "Running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
 
 
 @pytest.mark.timeout(900)
@@ -140,22 +149,35 @@ def test_readmes_guide_gives_a_retraining_that_starts_by_event_and_by_schedule(
         change(api_url, schedules=[{"active": True, "schedule": {"interval": 5}}])
         unchanged = wait_for(api_url, "Unchanged")
         run_here(lines[-1], environment, nightly(api_url)["schedules"][0]["id"])
+        first = Series(home / PVC, "nightly").champion()
+        assert first is not None
+        wait_until_idle(api_url)
+        from_last = {**nightly(api_url)["parameters"], "start_from": "last", "epochs": 1}
+        change(api_url, parameters=from_last)
+        # Whichever dataset was named: it looks at its own.
+        run_here("finetune notify-data elsewhere", environment)
+        last = wait_for(api_url, "Promoted", "Kept", without=by_event["id"])
+        assert last["parameters"]["dataset"] == "dataset"
     assert [schedule["active"] for schedule in nightly(api_url)["schedules"]] == [False]
 
     series = Series(home / PVC, "nightly")
     champion = series.champion()
     assert champion is not None
     try:
-        (promoted,) = runs_in(api_url, "Promoted")
-        assert promoted["id"] == by_event["id"]
+        assert by_event["id"] in {run["id"] for run in runs_in(api_url, "Promoted")}
         assert unchanged["auto_scheduled"]
-        assert champion["run"] in unchanged["state"]["message"]
+        assert first["run"] in unchanged["state"]["message"]
         # Those that the schedule started meanwhile.
         cancelled = runs_in(api_url, "Cancelled")
         assert cancelled
         assert "concurrency limit" in cancelled[0]["state"]["message"]
-        first = series.decisions()[0]
-        assert first["loss"] < first["base_loss"]
+        decided = series.decisions()
+        assert decided[0]["loss"] < decided[0]["base_loss"]
+        # The last one was trained from what the first one came to, and compared with it.
+        record = RunFolder(home / PVC, decided[-1]["run"]).record()
+        assert record is not None
+        assert record["model"] == f"{first['run']}/final"
+        assert decided[-1]["champion_loss"] == pytest.approx(decided[0]["loss"], rel=1e-4)
         assert local_service.running(home / PVC, champion["run"]) is not None
     finally:
         local_service.stop(home / PVC, champion["run"])
