@@ -34,8 +34,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 # What a user would type; `demo.yaml` holds the parameters.
 demo: setup
 	$(BIN)/python -m trainer.demo --volume finetune-data
-	$(BIN)/finetune run --params demo.yaml
-	@trap '$(BIN)/finetune stop demo' EXIT; set -x; $(BIN)/finetune ask demo 'The sheriff'
+	@# Nothing is left running, however the run ends: it may fail after its server took over.
+	@trap '$(BIN)/finetune stop demo' EXIT; trap 'exit 130' INT TERM; set -ex; \
+	  $(BIN)/finetune run --params demo.yaml; $(BIN)/finetune ask demo 'The sheriff'
 
 demo-kubernetes: setup
 	$(BIN)/python -m trainer.demo --volume finetune-data

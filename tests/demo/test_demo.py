@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from flows.options import read_parameters
 from trainer.demo.place import DATASET, MARKER, MODEL, place_dataset
 from trainer.demo.tales import dataset_files
 from trainer.errors import RequestError
 from trainer.fetch.model_folder import read_model
 from trainer.fetch.tokenizer_folder import count_token_ids
+
+ROOT = Path(__file__).parents[2]
 
 
 def demo(volume: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -157,3 +160,28 @@ def test_interrupted_demo_leaves_no_half_dataset(tmp_path: Path) -> None:
     )
     assert ran.returncode != 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_parameters_are_a_request_for_what_the_demo_made() -> None:
+    parameters = read_parameters((), ROOT / "demo.yaml")
+    assert (parameters.dataset, parameters.model) == (DATASET, MODEL)
+    assert parameters.run_name == "demo" and parameters.run_inference
+
+
+@pytest.mark.parametrize(("fails", "left"), [("", "run ask stop"), ("run", "run stop")])
+def test_make_demo_leaves_nothing_running_however_it_ends(
+    tmp_path: Path, fails: str, left: str
+) -> None:
+    # Commands that only say that they were called, where the environment's are.
+    for name in ("python", "finetune"):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(
+            f'#!/bin/sh\necho "{name} $1" >> {tmp_path}/log\n[ "$1" != "{fails}" ]\n'
+        )
+        command.chmod(0o755)
+    (tmp_path / "installed").touch()
+    ran = subprocess.run(["make", "demo", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True)
+    called = (tmp_path / "log").read_text().splitlines()
+    assert called == ["python -m", *(f"finetune {word}" for word in left.split())]
+    assert (ran.returncode != 0) == bool(fails)
