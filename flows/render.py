@@ -51,7 +51,11 @@ def render_request(
 
 
 def _service(parameters: Parameters, settings: ClusterSettings) -> list[Object]:
-    """What serves the run's final model, as its first revision."""
+    """What serves the run's final model, as its first revision.
+
+    From `final/` itself: where the deploy step keeps a model is named by a digest that only
+    the volume knows. So of these alone no server starts once the run starts over.
+    """
     from tasks.cluster_deployment import serving_spec  # loads Prefect
 
     found = {"model": f"{parameters.run_name}/final", "model_digest": "", "revision": 1}

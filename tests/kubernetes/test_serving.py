@@ -3,6 +3,7 @@
 The tests go in the order of the file: later ones find what the first has left served.
 """
 
+import contextlib
 import json
 import shutil
 import threading
@@ -22,15 +23,18 @@ from flows.parameters import Parameters
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from infra.manifests_settings import ClusterSettings
 from infra.place import BACKEND_VARIABLE
-from infra.service_client import Address, ask
+from infra.service_client import Address, NoAnswerError, ask
 from tasks.cluster_deployment import deploy_on_cluster
 from tasks.following import follow_step
 from tasks.specs import step_spec
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
+from tests.kubernetes_double.api_objects import container_state
 from tests.kubernetes_double.cluster import Cluster
+from tests.kubernetes_double.deletion import delete_pod
 from tests.serving import trained
 from trainer.errors import StepError
 from trainer.outcome import Outcome
+from trainer.run_folder import RunFolder
 
 PVC = "finetune-data"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -129,13 +133,17 @@ class Asker:
                 self.errors.append(repr(error))
 
 
+def start_over(volume: Path, attempt: str) -> RunFolder:
+    """As `no_resume=true` does: the model that is there is put aside."""
+    run = RunFolder(volume, "town")
+    run.start_over(attempt)
+    run.admit({}, attempt, {}, [])
+    return run
+
+
 def train(volume: Path, seed: int) -> Path:
-    """Put the model aside that is there, as `no_resume=true` does, and leave another."""
-    final, kept = volume / "town/final", volume / f"town/replaced/before-{seed}/final"
-    if final.exists():
-        kept.parent.mkdir(parents=True)
-        final.rename(kept)
-    return trained.save(final, seed=seed)
+    """Start over, and leave another model."""
+    return trained.save(start_over(volume, f"seed {seed}").final, seed=seed)
 
 
 def answer_of(address: Address) -> str:
@@ -161,6 +169,32 @@ def test_a_model_is_served_and_another_takes_over_without_a_gap(
     assert history(volume) == [("served", 1), ("served", 2)]
     assert deploy().reused
     assert history(volume) == [("served", 1), ("served", 2)]
+
+
+def servers(cluster: Cluster) -> list[dict[str, Any]]:
+    return [pod for pod in cluster.pods() if pod["spec"]["containers"][0].get("ports")]
+
+
+def answer_of_a_new_server(cluster: Cluster, address: Address) -> str:
+    """Delete the server's Pod, and ask the one that is made in its place."""
+    (pod,) = cluster.wait_for(lambda: len(found := servers(cluster)) == 1 and found)
+    cluster.do(lambda: delete_pod(cluster.store, pod, None))
+    uid = pod["metadata"]["uid"]
+    cluster.wait_for(lambda: all(p["metadata"]["uid"] != uid for p in servers(cluster)))
+    while True:
+        assert not any("terminated" in container_state(pod) for pod in servers(cluster))
+        with contextlib.suppress(NoAnswerError):
+            return answer_of(address)
+        time.sleep(0.1)
+
+
+def test_a_server_that_starts_again_serves_its_own_model_whatever_the_run_does(
+    cluster: Cluster, volume: Path, deploy: Callable[..., Outcome]
+) -> None:
+    address = reachable(cluster, deploy().result["url"])
+    before = answer_of(address)
+    start_over(volume, "trains")
+    assert answer_of_a_new_server(cluster, address) == before
 
 
 @pytest.mark.parametrize("cluster", ["kserve"], indirect=True)
@@ -194,7 +228,8 @@ def test_the_model_before_is_rolled_back_to_and_the_service_stops(
     with Asker(address) as asker:
         done = CliRunner().invoke(cli, ["rollback", "town", "--backend", "kubernetes"])
     assert done.exit_code == 0, done.output
-    said = f"town: town/replaced/before-1/final serves at {address.url}"
+    first = json.loads((volume / "town/services.jsonl").read_text().splitlines()[0])
+    said = f"town: {first['model']} serves at {address.url}"
     assert done.output.splitlines()[-1] == said
     assert asker.errors == []
     assert answer_of(address) != before

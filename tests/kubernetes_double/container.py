@@ -147,10 +147,11 @@ class Container:
             volume = volumes[mount["name"]]
             if "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
-                mounts[mount["mountPath"]] = self._volumes[claim] / mount.get("subPath", "")
+                folder = self._volumes[claim] / mount.get("subPath", "")
             else:
-                mounts[mount["mountPath"]] = folder = self._folder / "volumes" / mount["name"]
-                folder.mkdir(parents=True, exist_ok=True)
+                folder = self._folder / "volumes" / mount["name"]
+            folder.mkdir(parents=True, exist_ok=True)  # the kubelet makes a subPath, too
+            mounts[mount["mountPath"]] = folder
         for mount in spec.get("volumeMounts", []):
             for item in volumes[mount["name"]].get("downwardAPI", {}).get("items", []):
                 text = _field(self._pod, item["fieldRef"]["fieldPath"])

@@ -98,11 +98,11 @@ class ServingControllers:
         revisions = self._revisions.setdefault(metadata["uid"], [])
         if not revisions or revisions[-1] != template:
             revisions.append(copy.deepcopy(template))
-            name = f"{metadata['name']}-predictor-{len(revisions):05d}"
-            labels = {"serving.kserve.io/inferenceservice": metadata["name"]}
-            labels["serving.knative.dev/revision"] = name
-            self._make_pod(found, name, labels, _with_model(spec))
-        newest = f"{metadata['name']}-predictor-{len(revisions):05d}"
+        names = [f"{metadata['name']}-predictor-{n:05d}" for n in range(1, len(revisions) + 1)]
+        newest = names[-1]
+        for name, revision in zip(names, revisions, strict=True):
+            if name in (newest, self._rolled_out.get(metadata["uid"])):
+                self._have_pod(found, name, revision["spec"])
         pods = {p["metadata"]["name"]: p for p in self._owned(found)}
         ready = await self._is_ready(pods.get(newest), session)
         before = self._rolled_out.get(metadata["uid"], "")
@@ -125,6 +125,14 @@ class ServingControllers:
                 traffic.append({"revisionName": before, "percent": 100, "tag": "prev"})
             status["components"]["predictor"]["traffic"] = traffic
         self._set_status("inferenceservices", found, status)
+
+    def _have_pod(self, found: Object, name: str, spec: Object) -> None:
+        """Make the revision's Pod, and again once it is gone, from what the revision says."""
+        metadata = found["metadata"]
+        if self._store.get("pods", metadata["namespace"], name) is None:
+            labels = {"serving.kserve.io/inferenceservice": metadata["name"]}
+            labels["serving.knative.dev/revision"] = name
+            self._make_pod(found, name, labels, _with_model(spec))
 
     def _rolled_out_port(self, metadata: Object) -> int | None:
         name = self._rolled_out.get(metadata["uid"], "")

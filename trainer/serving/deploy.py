@@ -1,7 +1,8 @@
 """The deploy step of a cluster: what needs both the volume and the server.
 
-Asked without a URL it finds what is to be served; with one it holds that server to what
-the training left (see gate.py), and records that it takes over. Loads no torch.
+Asked without a URL it finds what is to be served, and keeps it for servers that start later
+(see kept.py); with one it holds that server to what the training left (see gate.py), and
+records that it takes over. Loads no torch.
 """
 
 import json
@@ -11,9 +12,11 @@ from typing import Any
 from trainer.checkpoints import read_manifest
 from trainer.config import DeployConfig
 from trainer.errors import DamagedError, RequestError
+from trainer.fetch.place import refusing_bad_volume
 from trainer.run_folder import RunFolder
 from trainer.serving import history
-from trainer.serving.gate import GateError, Observed, expected_of, observe, problems
+from trainer.serving.gate import Expected, GateError, Observed, expected_of, observe, problems
+from trainer.serving.kept import drop_unneeded, keep
 from trainer.steps import StepResult
 
 
@@ -25,31 +28,21 @@ def run(config: DeployConfig) -> StepResult:
     """
     folder = RunFolder(config.volume, config.run)
     model = find_model(folder, rollback=config.rollback)
-    report = folder.report if model == folder.final and not config.rollback else None
     try:
-        expected = expected_of(
-            model,
-            report=report,
-            serving_loss=config.serving_loss,
-            max_regression=config.max_regression,
-        )
+        expected = _expected(config, folder, model)
+        observed = observe(config.url, config.name, expected) if config.url else None
     except GateError as error:
         raise RequestError(str(error)) from error
+    digest = read_manifest(model).digest
+    place = folder.served_model(digest) if observed else _kept(folder, model)
     found = {
-        "model": model.relative_to(config.volume).as_posix(),
-        "model_digest": read_manifest(model).digest,
+        "model": _on_volume(folder, place),
+        "model_digest": digest,
         "revision": history.next_revision(folder),
         "loss": expected.loss,
     }
-    if not config.url:
-        found["serving"] = _serving(folder, config)
-        if config.rollback:
-            found["earlier"] = history.previous(folder).get("serving", {})
-        return StepResult(result=found, message=f"{found['model']} is to be served")
-    try:
-        observed = observe(config.url, config.name, expected)
-    except GateError as error:
-        raise RequestError(str(error)) from error
+    if observed is None:
+        return _to_be_served(config, folder, found)
     if wrong := problems(expected, observed):
         raise RequestError(*wrong)
     _record(config, folder, found, observed)
@@ -77,17 +70,50 @@ def find_model(folder: RunFolder, *, rollback: bool) -> Path:
     return folder.final
 
 
-def _serving(folder: RunFolder, config: DeployConfig) -> dict[str, Any]:
-    """What the server that passed last was made from, with its model's place of today."""
+def _expected(config: DeployConfig, folder: RunFolder, model: Path) -> Expected:
+    return expected_of(
+        model,
+        report=folder.report if model == folder.final and not config.rollback else None,
+        serving_loss=config.serving_loss,
+        max_regression=config.max_regression,
+    )
+
+
+def _to_be_served(config: DeployConfig, folder: RunFolder, found: dict[str, Any]) -> StepResult:
+    """What was found, with what serves now; models that nobody needs any more go."""
+    found = {**found, "serving": _serving(folder, found["model_digest"])}
+    if config.rollback:
+        found["earlier"] = history.previous(folder).get("serving", {})
+    drop_unneeded(folder, found["model_digest"])
+    return StepResult(result=found, message=f"{found['model']} is to be served")
+
+
+def _serving(folder: RunFolder, digest: str) -> dict[str, Any]:
+    """What the server that passed last was made from, with the place where its model is kept.
+
+    Where that is the model to be served, `digest`, it is told as it was made: a version that
+    kept none had its servers start from `final/`, and those are to be replaced.
+    """
     served = [e for e in history.read_history(folder) if e["event"] != "stopped"]
     if not served or not served[-1].get("serving"):
         return {}
     made_from = served[-1]["serving"]
+    if made_from["model_digest"] == digest:
+        return made_from
     try:
-        place = history.model_of(folder, made_from["model_digest"])
+        place = _kept(folder, history.model_of(folder, made_from["model_digest"]))
     except RequestError:  # it was deleted, and its server has it in memory only
         return made_from
-    return {**made_from, "model": place.relative_to(config.volume).as_posix()}
+    return {**made_from, "model": _on_volume(folder, place)}
+
+
+def _kept(folder: RunFolder, model: Path) -> Path:
+    with refusing_bad_volume(folder.root.parent):
+        return keep(folder, model)
+
+
+def _on_volume(folder: RunFolder, place: Path) -> str:
+    return place.relative_to(folder.root.parent).as_posix()
 
 
 def _record(

@@ -2,8 +2,9 @@
 
     {"event": "served" | "rolled back" | "stopped", "revision": 3, "started": "...", ...}
 
-The models of earlier revisions are found by their digest: starting a run over puts its
-`final/` aside (trainer/run_folder.py). Loads nothing but the standard library.
+The models of earlier revisions are found by their digest: those of a cluster are kept for
+that (kept.py), and starting a run over puts its `final/` aside (trainer/run_folder.py).
+Loads nothing but the standard library.
 """
 
 import json
@@ -63,7 +64,8 @@ def model_of(run: RunFolder, digest: str) -> Path:
     Raises:
         RequestError: It is no longer there.
     """
-    for folder in (run.final, *sorted(run.root.glob("replaced/*/final"))):
+    aside = sorted(run.root.glob("replaced/*/final"))
+    for folder in (run.served_model(digest), run.final, *aside):
         try:
             if read_manifest(folder).digest == digest:
                 return folder
