@@ -68,18 +68,24 @@ def rehearse(
 ) -> None:
     """Find out what would go wrong, and run every step in small on this CPU.
 
-    About two minutes. Asks for no GPU and leaves nothing behind. Exit code 78 when the
-    run would be refused.
+    About two minutes. Asks for no GPU and leaves nothing behind. For a cluster a folder
+    {home}/{pvc} is taken for a copy of the claim; without one, what is on the claim is left
+    out. Exit code 78 when the run would be refused.
     """
     from flows import rehearse as rehearsal
+    from flows import rehearse_small
 
     parameters = read_parameters(assignments, file)
     on_cluster = backend == "kubernetes"
     problems = rehearsal.problems_of(parameters, home, on_cluster=on_cluster, say=click.echo)
     if problems:
         raise RequestError(*problems)
-    if not checks_only:
-        rehearsal.rehearse_run(parameters, home, click.echo)
+    if checks_only:
+        return
+    if on_cluster and not rehearsal.has_volume(parameters, home):
+        rehearse_small.rehearse_run_without_volume(parameters, home, click.echo)
+    else:
+        rehearse_small.rehearse_run(parameters, home, click.echo)
 
 
 @click.command("notify-data")

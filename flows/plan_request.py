@@ -21,6 +21,10 @@ HUB = "https://huggingface.co"
 GIB = 1 << 30
 
 
+class ModelNotHereError(RequestError):
+    """The model is not on the volume, as far as it is here, and not to be had from the hub."""
+
+
 def plan_request(
     parameters: Parameters, home: Path, *, num_contexts: int | None, on_cluster: bool
 ) -> Plan:
@@ -97,7 +101,7 @@ def _model(parameters: Parameters, volume: Path) -> tuple[str, dict[str, Any]]:
         with urllib.request.urlopen(request, timeout=30) as response:
             return fetched, _parsed(response.read(), name)
     except (urllib.error.URLError, ValueError, TimeoutError) as error:
-        raise RequestError(
+        raise ModelNotHereError(
             f"model is not on the volume, and its config.json can't be had from the hub "
             f"(got {name!r}: {error}). Correct it, or put the model's folder on the volume."
         ) from error

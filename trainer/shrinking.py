@@ -1,28 +1,30 @@
 """Make a small copy of a request's volume to rehearse on: the same kinds of things, less of each.
 
-Run: `python -m trainer.shrinking CONFIG FOLDER`: the JSON text of the tokenize step's config
+Run: `python -m trainer.shrinking CONFIG FOLDER`: the JSON text of the fetch step's config
 for the real volume, and the volume to make. Writes
 
-    {dataset}/      the first megabytes of the real text, file by file
+    dataset/        the first megabytes of the real text, file by file
+    prompts.txt     the first prompts, where the request has some
     models/small/   the model's architecture with few and narrow layers, random weights,
                     its vocabulary and positions; its own tokenizer
     models/tokenizer/   where the request names another one
+
+What comes from the hub is kept there too: the real volume is only read.
 """
 
 import json
 import shutil
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TokenizeConfig, load_step_config, path_on_volume
+from trainer.config import FetchConfig, load_step_config, path_on_volume
 from trainer.errors import EXIT_DONE, RequestError
 from trainer.fetch.hub import fetch_from_hub, fetched_before, parse_hub_id
-from trainer.tokens.sources import list_sources, open_source
+from trainer.shrinking_text import copy_beginning
 
-TEXT_BYTES = 2 << 20
-MOST_FILES = 64
+PROMPTS = 2  # more of them would only take longer
+SMALL_FILES = (".json", ".txt", ".model", ".jinja")
 LAYERS, HEADS, HEAD_SIZE = 2, 4, 16
 WIDTH = HEADS * HEAD_SIZE
 # A config's names for the same thing: GPT-2, J and Neo; Llama, NeoX and most others; Bloom.
@@ -53,64 +55,53 @@ def shrunken(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in small.items() if k != "quantization_config"}
 
 
-def shrink(config: TokenizeConfig, volume: Path) -> None:
+def shrink(config: FetchConfig, volume: Path) -> None:
     """Make the small volume.
 
     Raises:
         RequestError: The architecture can't be made small, or the text can't be read.
     """
-    _copy_text(config, volume)
-    _make_model(_folder(config, "model"), volume / "models/small")
+    copy_beginning(config, volume / "dataset")
+    code = config.trust_remote_code
+    _make_model(_folder(config, "model", volume), volume / "models/small", code)
     if config.tokenizer:
-        _copy_small_files(_folder(config, "tokenizer"), volume / "models/tokenizer")
+        tokenizer = _folder(config, "tokenizer", volume)
+        _copy_small_files(tokenizer, volume / "models/tokenizer", code)
+    if config.prompt_file:
+        path = path_on_volume(config.volume, "prompt_file", config.prompt_file)
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+        (volume / "prompts.txt").write_text("\n".join(lines[:PROMPTS]), encoding="utf-8")
 
 
-def _folder(config: TokenizeConfig, parameter: str) -> Path:
+def _folder(config: FetchConfig, parameter: str, small: Path) -> Path:
     """Where the model or tokenizer is; from the hub comes all but the weights."""
     name = getattr(config, parameter)
     folder = path_on_volume(config.volume, parameter, name)
     hub_id = parse_hub_id(name)
-    if folder.is_dir() or hub_id is None:
+    if folder.is_dir():
         return folder
-    volume = Path(config.volume)
-    there = fetched_before(volume, hub_id, tokenizer_only=True)
-    return (
-        there or fetch_from_hub(volume, parameter, hub_id, tokenizer_only=True, with_code=False)[0]
-    )
-
-
-def _copy_text(config: TokenizeConfig, volume: Path) -> None:
-    sources = list_sources(config.volume, config.dataset)
-    left = TEXT_BYTES
-    for source in islice(sources, MOST_FILES):
-        # A compressed or columnar file can't be cut: it comes whole, or not at all.
-        cut = source.kind != "parquet" and not source.compression
-        if left <= 0 or (source.size > left and not cut):
-            continue
-        target = volume / "dataset" / source.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open_source(source.location, source.remote) as file:
-            text = file.read(left)
-        target.write_bytes(text if len(text) == source.size else text[: text.rfind(b"\n") + 1])
-        left -= len(text)
-    if left == TEXT_BYTES:
+    if hub_id is None:
         raise RequestError(
-            f"dataset has no file that can be rehearsed with (got {config.dataset!r}). Parquet and "
-            f"compressed files come whole: the first {MOST_FILES} are over {TEXT_BYTES:,} bytes."
+            f"{parameter} is neither a folder on the volume nor a Hugging Face id (got {name!r})."
         )
+    there = fetched_before(Path(config.volume), hub_id, tokenizer_only=True)
+    code = config.trust_remote_code
+    return there or fetch_from_hub(small, parameter, hub_id, tokenizer_only=True, with_code=code)[0]
 
 
-def _make_model(folder: Path, small: Path) -> None:
+def _make_model(folder: Path, small: Path, code: bool) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _copy_small_files(folder, small)
+    _copy_small_files(folder, small, code)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (small / "config.json").write_text(json.dumps(shrunken(config)), encoding="utf-8")
     torch.manual_seed(0)
     try:
-        made = AutoConfig.from_pretrained(small, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+        made = AutoConfig.from_pretrained(small, local_files_only=True, trust_remote_code=code)
+        model: Any = AutoModelForCausalLM.from_config(
+            made, dtype=torch.float32, trust_remote_code=code
+        )
     except (ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise RequestError(
             f"model can't be made small to be rehearsed (got {config.get('model_type')!r}: "
@@ -119,11 +110,11 @@ def _make_model(folder: Path, small: Path) -> None:
     model.save_pretrained(small)
 
 
-def _copy_small_files(folder: Path, target: Path) -> None:
-    """The tokenizer and whatever else is no weight."""
+def _copy_small_files(folder: Path, target: Path, code: bool) -> None:
+    """The tokenizer and whatever else is no weight; the model's own code where it may run."""
     target.mkdir(parents=True)
     for path in folder.iterdir():
-        small = path.suffix in (".json", ".txt", ".model", ".jinja")
+        small = path.suffix in SMALL_FILES or (code and path.suffix == ".py")
         if small and path.is_file() and not path.name.endswith(".index.json"):
             shutil.copy(path, target)
 
@@ -131,8 +122,8 @@ def _copy_small_files(folder: Path, target: Path) -> None:
 def main(arguments: list[str]) -> int:
     text, folder = arguments
     try:
-        config = load_step_config("tokenize", text)
-        assert isinstance(config, TokenizeConfig)
+        config = load_step_config("fetch", text)
+        assert isinstance(config, FetchConfig)
         shrink(config, Path(folder))
     except RequestError as error:
         print(error, file=sys.stderr)

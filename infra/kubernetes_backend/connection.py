@@ -71,6 +71,11 @@ class Connection:
         for made in self._clients:
             await made.close()
 
+    @property
+    def is_namespace_given(self) -> bool:
+        """Whether the settings name it, rather than the kubeconfig."""
+        return bool(self._given_namespace)
+
     # --- requests -----------------------------------------------------------------------
 
     async def create_job(self, job: Object) -> Object:

@@ -112,11 +112,23 @@ async def _objects(cluster: Connection, objects: Sequence[Object], found: Findin
         try:
             await cluster.create(resource, path, made, dry_run=True)
         except PlaceError as error:
+            if _is_missing_namespace(error):
+                found.problems.append(
+                    f"cluster.namespace is not there (got {cluster.namespace!r}"
+                    f"{'' if cluster.is_namespace_given else ', of your kubeconfig'}). "
+                    "Make it, or name another."
+                )
+                return
             found.problems.append(f"cluster: {name} is not taken: {error}")
         except RefusedError as error:
             if error.code != 409:
                 raise
             found.notes.append(f"{name} is there already")
+
+
+def _is_missing_namespace(error: PlaceError) -> bool:
+    refused = error.__cause__
+    return isinstance(refused, RefusedError) and refused.code == 404
 
 
 def _names(wanted: Wanted) -> Iterator[tuple[str, str, str]]:

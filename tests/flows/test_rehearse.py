@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 
 from flows.parameters import Parameters
 from flows.rehearse import problems_of
+from flows.rehearse_small import small_request
 from tests.flows.small_volume import PVC, finetune
+from tests.flows.test_retrain import guide
+from tests.hub_double import HubDouble, HubModel
 from tests.kubernetes_double.cluster import Cluster
-from trainer.config import load_parameters
+from tests.object_store import s3_server
+from tests.plan.models import GPT_J_6B
+from trainer.config import FetchConfig, load_parameters
 from trainer.errors import RequestError
-from trainer.shrinking import shrunken
+from trainer.shrinking import shrink, shrunken
 
 RIGHT = {"run_name": "first", "model": "models/tiny", "context": 64, "batch_size": 1}
 LABELS = {"gpu.nvidia.com/class": "A40", "topology.kubernetes.io/region": "ORD1"}
@@ -53,7 +59,7 @@ ON_THE_CLUSTER: list[tuple[dict[str, Any], str]] = [
     ({"cluster": {"secrets": ["hub"]}}, "cluster.secrets"),
     ({"cluster": {"image_pull_secrets": ["registry"]}}, "cluster.image_pull_secrets"),
     ({"cluster": {"service_account": "steps"}}, "cluster.service_account"),
-    ({"cluster": {"namespace": "nowhere"}}, "nowhere"),
+    ({"cluster": {"namespace": "nowhere"}}, "cluster.namespace is not there (got 'nowhere')"),
     ({"wandb_key": "wandb"}, "wandb_key"),
     ({"trainer_gpu": "H200"}, "trainer_gpu"),
     ({"region": "LAS1"}, "region"),
@@ -83,10 +89,10 @@ def cluster(volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield running
 
 
-def found(home: Path, changed: dict[str, Any], *checks: str) -> list[str]:
+def found(home: Path, changed: dict[str, Any], *checks: str, on_cluster: bool = True) -> list[str]:
     parameters = load_parameters(Parameters, {**RIGHT, **changed})
     said: list[str] = []
-    return problems_of(parameters, home, on_cluster=True, say=said.append, checks=checks)
+    return problems_of(parameters, home, on_cluster=on_cluster, say=said.append, checks=checks)
 
 
 @pytest.mark.parametrize(("changed", "word"), TYPED)
@@ -100,7 +106,7 @@ def test_what_is_typed_wrong_is_named(changed: dict[str, Any], word: str) -> Non
 def test_what_is_not_on_the_volume_is_named(
     home: Path, volume: Path, changed: dict[str, Any], word: str
 ) -> None:
-    (problem,) = found(home, changed, "request")
+    (problem,) = found(home, changed, "request", on_cluster=False)
     assert word in problem
 
 
@@ -162,14 +168,128 @@ def test_a_model_is_made_small_and_keeps_its_kind(config: dict[str, Any], tmp_pa
     assert small(torch.zeros(1, 8, dtype=torch.long)).logits.shape == (1, 8, 500)
 
 
-def test_every_step_is_run_in_small_and_nothing_is_left(
-    home: Path, volume: Path, environment: dict[str, str]
+CODE = """
+from transformers import GPT2Config, GPT2LMHeadModel
+class HomeConfig(GPT2Config):
+    model_type = "homemade"
+class HomeModel(GPT2LMHeadModel):
+    config_class = HomeConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_is_made_small_with_it(volume: Path, tmp_path: Path) -> None:
+    home_made = shutil.copytree(volume / "models/tiny", tmp_path / "models/homemade")
+    (home_made / "modeling.py").write_text(CODE)
+    places = {"AutoConfig": "modeling.HomeConfig", "AutoModelForCausalLM": "modeling.HomeModel"}
+    config = {"model_type": "homemade", "auto_map": places, "n_embd": 768, "vocab_size": 400}
+    config |= {"n_head": 12, "n_layer": 12}
+    (home_made / "config.json").write_text(json.dumps(config))
+    shutil.copytree(volume / "dataset", tmp_path / "dataset")
+    (tmp_path / "prompts.txt").write_text("Once\n\nThe sheriff\nA stranger\n")
+    asked = {"dataset": "dataset", "model": "models/homemade", "prompt_file": "prompts.txt"}
+    named = {"volume": str(tmp_path), "run_name": "run", "trust_remote_code": True}
+    shrink(FetchConfig(**asked, **named), tmp_path / "small")
+    small = tmp_path / "small/models/small"
+    assert json.loads((small / "config.json").read_text())["n_embd"] == 64
+    assert "HomeModel" in (small / "modeling.py").read_text()
+    assert (tmp_path / "small/prompts.txt").read_text() == "Once\nThe sheriff"
+
+
+def test_what_a_cpu_can_do_is_rehearsed_as_it_was_asked(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/tales-64.tokens").write_bytes(bytes(64 * 2 * 24))
+    given = {"precision": "bf16", "optimizer": {"adam_bits": 8}, "trust_remote_code": True}
+    more = {"prompt_file": "my/prompts", "kernels": {"compile": True, "liger": True}}
+    request = small_request(load_parameters(Parameters, {**RIGHT, **given, **more}), tmp_path)
+    small = load_parameters(Parameters, request)
+    assert (small.precision, small.optimizer.adam_bits) == ("bf16", 8)
+    assert (small.kernels.compile, small.kernels.liger) == (True, False)
+    assert (small.trust_remote_code, small.prompt_file) == (True, "prompts.txt")
+    assert (small.dataset, small.sampling) == ("dataset/tales-64.tokens", 100)
+    given = {"precision": "fp16"}
+    request = small_request(load_parameters(Parameters, {**RIGHT, **given}), tmp_path)
+    assert request["precision"] == ""
+
+
+# --- a cluster's run, from a laptop that has nothing of its volume ------------------------
+
+
+@pytest.fixture
+def hub(volume: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
+    """One with a model of GPT-J's size and the tiny one's tokenizer."""
+    files = {path.name: path.read_bytes() for path in (volume / "models/tiny").iterdir()}
+    files["config.json"] = json.dumps({**GPT_J_6B, "vocab_size": 400}).encode()
+    with HubDouble({"EleutherAI/gpt-j-6B": HubModel(files)}) as double:
+        monkeypatch.setenv("HF_ENDPOINT", double.url)
+        yield double
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem", "said"),
+    [
+        ({}, "", "the text is not counted"),
+        ({"budget": {"max_hours": 0.001}}, "", "no limit of time or money"),
+        ({"model": "models/mine"}, "", "not planned here; the model may be on the claim"),
+        ({"trainer_gpu": "RTX_A4000"}, "does not fit the memory of RTX_A4000", ""),
+        ({"context": 4096}, "context is larger than the model takes", ""),
+        ({"dataset": "s3://texts/west"}, "", "s3://texts/west can't be listed"),
+    ],
+)
+def test_without_the_volume_what_can_be_seen_from_here_is_looked_at(
+    tmp_path: Path,
+    hub: HubDouble,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+    problem: str,
+    said: str,
 ) -> None:
-    given = {**RIGHT, "gradients": 2}
-    words = [word for item in given.items() for word in ("-p", "=".join(map(str, item)))]
-    process: subprocess.Popen[str] = finetune(home, environment, "rehearse", *words)
-    out, err = process.communicate(timeout=280)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # a laptop without keys
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    given = {"run_name": "first", "model": "EleutherAI/gpt-j-6B"}
+    lines: list[str] = []
+    problems = problems_of(
+        Parameters(**{**given, **changed}),
+        tmp_path,
+        on_cluster=True,
+        say=lines.append,
+        checks=("request", "plan"),
+    )
+    assert [problem in one for one in problems] == [True] * bool(problem)
+    assert said in "\n".join(lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_readmes_rehearsal_with_a_cluster_runs_every_step_in_small_and_leaves_nothing(
+    cluster: Cluster, hub: HubDouble, volume: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (line,) = (line for line in guide() if line.startswith("finetune rehearse"))
+    words = line.split()
+    assert "kubernetes" in words and "dataset=s3://texts/west" in words
+    text = "".join(path.read_text() for path in (volume / "dataset").rglob("*.txt"))
+    before = sorted(volume.rglob("*"))
+    with s3_server() as url:
+        keys = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "hidden"}
+        keys |= {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
+        put(url, "texts", "west/tales.txt", text * 8)
+        environment = {**environment, **keys, "HF_ENDPOINT": hub.url}
+        environment["KUBECONFIG"] = str(cluster.kubeconfig)
+        process: subprocess.Popen[str] = finetune(tmp_path, environment, *words[1:])
+        out, err = process.communicate(timeout=900)
     assert process.returncode == 0, out + err
+    assert "what is on the claim is left out" in out
+    assert [out.count(f"{check:<8} in order") for check in ("request", "plan", "cluster")] == [
+        1
+    ] * 3
     assert "interrupted once" in out
-    assert not (volume / "first").exists()
-    assert not list((volume / "cache/rehearsals").iterdir())
+    assert not hub.gets(".safetensors")
+    assert cluster.jobs() == []
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(volume.rglob("*")) == before
+
+
+def put(url: str, bucket: str, key: str, text: str) -> None:
+    names = {"aws_access_key_id": "mine", "aws_secret_access_key": "hidden"}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **names)
+    client.create_bucket(Bucket=bucket)
+    client.put_object(Bucket=bucket, Key=key, Body=text.encode())

@@ -39,7 +39,7 @@ from tests.kubernetes_double.cluster import Cluster
 from tests.prefect_processes import prefect_environment, prefect_server
 from trainer.run_folder import RunFolder
 
-STEPS = ["fetch", "tokenize", "finetune", "evaluate"]
+STEPS = ["plan", "fetch", "tokenize", "finetune", "evaluate"]
 LONG_EPOCHS = 60
 READING = ("get", "list", "watch")
 TRAINING = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}

@@ -47,6 +47,27 @@ def read_texts(part: Part, checked: bool = True) -> Iterator[Text | None]:
         raise StepError(f"{part.location} can't be read: {error}") from error
 
 
+def first_bytes(part: Part, most_bytes: int) -> bytes:
+    """The beginning of a file that is no parquet: its bytes, decompressed and else as they are.
+
+    Raises:
+        RequestError: It is damaged.
+        StepError: It can't be read.
+    """
+    taken = bytearray()
+    try:
+        with open_source(part.location, part.remote) as file:
+            for block in _blocks(file, part):
+                taken += block
+                if len(taken) >= most_bytes:
+                    break
+    except _damage(part.compression) as error:
+        raise damaged(part, error) from error
+    except OSError as error:
+        raise StepError(f"{part.location} can't be read: {error}") from error
+    return bytes(taken[:most_bytes])
+
+
 def _damage(compression: str) -> tuple[type[Exception], ...]:
     """What decompression raises for bytes that are not whole."""
     if compression == "zstd":

@@ -162,6 +162,25 @@ def parquet_row_groups(location: str, remote: bool) -> int:
         return pyarrow.parquet.ParquetFile(_buffered(file)).num_row_groups
 
 
+def first_rows(part: Part, most_bytes: int) -> Any:
+    """The first rows of a parquet file, of about so many bytes, as a table."""
+    import pyarrow
+    import pyarrow.parquet
+
+    batches, taken = [], 0
+    try:
+        with open_source(part.location, part.remote) as file:
+            table = pyarrow.parquet.ParquetFile(_buffered(file))
+            for batch in table.iter_batches(64):
+                batches.append(batch)
+                taken += batch.nbytes
+                if taken >= most_bytes:
+                    break
+            return pyarrow.Table.from_batches(batches, table.schema_arrow)
+    except pyarrow.ArrowInvalid as error:
+        raise damaged(part, error) from error
+
+
 def parquet_texts(file: BinaryIO, part: Part) -> Iterator[Text]:
     import pyarrow
     import pyarrow.parquet

@@ -6,6 +6,7 @@ A folder or one file on the volume, or any fsspec URL. Files of folders: `.txt`,
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -124,7 +125,7 @@ def _remote(dataset: str) -> Iterator[Source]:
         found = {root: filesystem.info(root)} if single else filesystem.find(root, detail=True)
     except (ImportError, ValueError) as error:
         raise RequestError(f"dataset can't be read (got {dataset!r}). {error}.") from error
-    except OSError as error:
+    except _no_listing() as error:
         raise StepError(f"{dataset} can't be listed: {error}") from error
     for location, info in found.items():
         path = os.path.basename(location) if single else location[len(root) :].lstrip("/")
@@ -133,6 +134,12 @@ def _remote(dataset: str) -> Iterator[Source]:
             stamp = _remote_stamp(info)
             url = filesystem.unstrip_protocol(location)
             yield Source(path, url, int(info["size"] or 0), stamp, 0, kind[0], kind[1], True)
+
+
+def _no_listing() -> tuple[type[Exception], ...]:
+    """What a listing fails with: of s3, without credentials, it is no OSError."""
+    loaded = sys.modules.get("botocore.exceptions")  # where s3 was spoken
+    return (OSError, loaded.BotoCoreError) if loaded else (OSError,)
 
 
 def _remote_stamp(info: dict[str, Any]) -> str:
