@@ -149,7 +149,7 @@ class TokenizeConfig(StepConfig):
     text_field: NonEmpty = "text"
     """Key of the text in JSONL and parquet."""
     workers: CountOrZero = 0
-    """Processes that encode; 0: one for each core, at most three for memory's sake."""
+    """Processes that encode; 0: one for each core, at most four for memory's sake."""
     paranoid: bool = False
     """Read every file again instead of trusting size, mtime and inode."""
 

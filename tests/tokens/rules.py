@@ -79,14 +79,18 @@ def documents(name: str, content: bytes) -> list[str]:
     if not name.endswith(".jsonl"):
         return [text]
     lines = [line for line in text.split("\n") if line.strip()]
-    return ["***\n".join(_texts(json.loads(line), "")) for line in lines]
+    return ["***\n".join(_texts(json.loads(line, object_pairs_hook=Pairs), "")) for line in lines]
+
+
+class Pairs(list):
+    """An object's keys and values: a key may stand there twice."""
 
 
 def _texts(value: object, key: str) -> list[str]:
     if isinstance(value, str):
         return [value] if key == "text" else []
-    if isinstance(value, dict):
-        return [text for name, inner in value.items() for text in _texts(inner, name)]
+    if isinstance(value, Pairs):
+        return [text for name, inner in value for text in _texts(inner, name)]
     if isinstance(value, list):
         return [text for inner in value for text in _texts(inner, key)]
     return []

@@ -5,15 +5,18 @@ import gzip
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
+import zstandard
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.tokens.agreement import strange_text
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.models import EOT, LLAMA, TEXT, byte_level, save
 from tests.tokens.prose import story
+from tests.tokens.test_inputs import parquet
 from trainer.tokens.cuts import (
     PIECE_BYTES,
     TIGHT_CUT,
@@ -23,8 +26,9 @@ from trainer.tokens.cuts import (
     first_cut,
 )
 from trainer.tokens.encoder import OwnEncoder, fast_encoder, hard_texts, prove
-from trainer.tokens.parts import plan_parts
+from trainer.tokens.parts import plan_parts, sample_places
 from trainer.tokens.reading import read_texts
+from trainer.tokens.samples import read_samples
 from trainer.tokens.sanitize import sanitize
 from trainer.tokens.sources import list_sources
 
@@ -116,6 +120,30 @@ def test_a_tokenizer_that_the_fast_encoder_refuses_is_used_all_the_same(volume: 
     store = volume.store({"a.txt": "the rider"}, model="models/words", boundary_token="the")
     assert texts(store) == [[2, 3, 1]]
     assert store.manifest.encoder.startswith("tokenizers ")
+
+
+def sampled(volume: Volume, name: str, content: bytes) -> list[str]:
+    """What an encoder would be proven on."""
+    volume.write({name: content})
+    sources = list_sources(str(volume.root), "tales")
+    return read_samples(sample_places(sources, ["0" * 64]), False, "text")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.txt.zst", "a.parquet"])
+def test_samples_come_from_all_of_the_corpus(volume: Volume, name: str):
+    lines = [f"line {at} {story(at, 3_000)}".replace("\n", " ") for at in range(1_000)]
+    text = "\n".join(lines).encode()
+    if "jsonl" in name:
+        text = "\n".join(json.dumps({"text": line}) for line in lines).encode()
+    content = {
+        "gz": lambda: gzip.compress(text, 1),
+        "zst": lambda: zstandard.compress(text),
+        "parquet": lambda: parquet(lines),
+    }.get(name.rpartition(".")[2], lambda: text)()
+    samples = sampled(volume, name, content)
+    numbers = [int(at) for sample in samples for at in re.findall(r"line (\d+) ", sample)]
+    quarters = {at // 250 for at in numbers}
+    assert quarters == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("model", ["bytes", "llama"])

@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -12,9 +15,12 @@ import zstandard
 from tests.object_store import s3_server
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.prose import story
+from tests.tokens.test_cache import start
 from trainer.errors import RequestError, StepError
-from trainer.tokens import digests, pieces, reading
-from trainer.tokens.sources import open_source
+from trainer.tokens import digests, making, pieces, reading, samples
+from trainer.tokens.digests import DigestMemory
+from trainer.tokens.documents import whole_part
+from trainer.tokens.sources import list_sources, open_source
 
 STORIES = [story(at, 1_500) for at in range(5)] + ["", "last, without a newline"]
 LINES = "\n".join(json.dumps({"text": text, "id": 1}) for text in STORIES).encode()
@@ -84,6 +90,51 @@ def test_texts_of_one_line_are_joined_in_order_of_appearance(volume: Volume):
     line = '{"text": "one", "x": [{"text": "two"}, 3], "text": ["three", {"y": "no"}]}'
     wanted = volume.store({"a.txt": "one***\ntwo***\nthree"})
     assert texts(volume.store({"a.jsonl": line})) == texts(wanted)
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ('{"text": "lost", "text": ["c", "d"]}', "text"),
+        ('{"größe": "lost", "größe": "c", "x": {"gr\\u00f6\u00dfe": ["d"]}}', "größe"),
+        ('{"t\\u0065xt": "lost", "text": "c", "note": "text", "x": [{"text": "d"}]}', "text"),
+    ],
+)
+def test_a_key_that_stands_twice_loses_no_text(volume: Volume, line: str, field: str):
+    wanted = volume.store({"a.txt": "lost***\nc***\nd"})
+    assert texts(volume.store({"a.jsonl": line}, text_field=field)) == texts(wanted)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_large_row_group_of_parquet_is_not_read_at_once(tmp_path: Path):
+    """In a process of its own: its peak is what it reads, not what tests before it held."""
+    path = tmp_path / "big.parquet"
+    rows = [f"{at} {BIG[:4_096].decode()}" for at in range(24_000)]
+    table = pyarrow.table({"text": rows})
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False)
+    script = (
+        "import sys\n"
+        "from pyarrow import parquet\n"
+        "from trainer.tokens import parts, reading, sources\n"
+        "assert parquet\n"
+        "(source,) = sources.list_sources(*sys.argv[1:])\n"
+        "def peak():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if 'VmHWM' in line) >> 10\n"
+        "before = peak()\n"
+        "(part,) = parts.plan_parts(source, '', 'text', True)\n"
+        "size = sum(len(text.text) for text in reading.read_texts(part))\n"
+        "print(size, peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), "big.parquet"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
+    )
+    size, grown_mib = map(int, done.stdout.split())
+    assert size == sum(map(len, rows))
+    assert grown_mib < 80  # of 94 MiB; read at once it takes 108
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
@@ -188,7 +239,14 @@ def test_a_remote_file_is_read_once_and_no_copy_stays(volume: Volume, bucket, mo
         opened.extend([location] if remote else [])
         return open_source(location, remote)
 
-    for module in (digests, reading):
+    def other_ends_first(*given, **more):
+        other = start(volume, dataset="s3://corpus/once", context=64)
+        assert other.wait() == 0
+        return make_store(*given, **more)
+
+    make_store = making.make_store
+    monkeypatch.setattr(making, "make_store", other_ends_first)
+    for module in (digests, reading, samples):
         monkeypatch.setattr(module, "open_source", counted)
     volume.run(dataset="s3://corpus/once", context=4096)
     assert opened == ["s3://corpus/once/a.txt"]
@@ -200,3 +258,13 @@ def test_errors_of_a_bucket_name_the_object(volume: Volume, bucket):
         volume.run(dataset="s3://corpus/nothing")
     with pytest.raises((RequestError, StepError), match="no-such-bucket"):
         volume.run(dataset="s3://no-such-bucket/x")
+    bucket.put_object(Bucket="corpus", Key="gone/a.txt", Body=b"a")
+    listed = list_sources(str(volume.root), "s3://corpus/gone")
+    bucket.delete_object(Bucket="corpus", Key="gone/a.txt")
+    for read in (
+        lambda: DigestMemory(volume.root / "memory").of(listed, volume.root / "copies", "text"),
+        lambda: list(reading.read_texts(whole_part(listed[0], "", "text"))),
+        lambda: samples.read_samples([(listed[0], 0)], True, "text"),
+    ):
+        with pytest.raises(StepError, match=r"s3://corpus/gone/a\.txt can't be read"):
+            read()

@@ -1,13 +1,17 @@
 """What people see of a store, and what of old ones may be deleted."""
 
+import contextlib
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.tokens.conftest import Volume, content
 from tests.tokens.prose import story
 from trainer.errors import RequestError
+from trainer.tokens import prune as prune_module
 from trainer.tokens.lock import only_one
 from trainer.tokens.prune import prune
 from trainer.tokens.show import describe, show_context
@@ -83,11 +87,39 @@ def test_stores_used_lately_or_being_made_are_kept(volume: Volume):
     assert not prune(volume.root, dry_run=False)
     unfinished = volume.root / f"tokens/.{store.folder.name}"
     shutil.copytree(store.folder, unfinished)
+    pieces = list(volume.root.glob("cache/tokens/pieces/*/*/*"))
     with only_one(volume.root / "cache/tokens/locks" / store.folder.name):
-        prune(volume.root, dry_run=False, used_lately_seconds=0)
+        assert not prune(volume.root, dry_run=False, used_lately_seconds=0)
         assert unfinished.exists() and store.folder.exists()
-    prune(volume.root, dry_run=False)
+    with only_one(volume.root / "cache/tokens/locks/another-store"):  # it may need these pieces
+        found = prune(volume.root, used_lately_seconds=0)
+        assert {item.path for item in found} == {unfinished, store.folder}
+    (found,) = prune(volume.root, dry_run=False)  # each is listed once
+    assert found.path == unfinished
     assert not unfinished.exists() and store.folder.exists()
+    assert pieces and all(path.exists() for path in pieces)
+
+
+def test_a_store_that_is_taken_up_after_it_was_listed_is_kept(volume: Volume, monkeypatch):
+    """Steps begin while a long list is worked off: each is looked at again under its lock."""
+    kept = volume.store({"a.txt": "a"}).folder
+    locked = volume.store({"b.txt": "b"}).folder
+    for folder in (kept, locked):
+        os.utime(folder, (1e9, 1e9))
+    sizes, made = prune_module._size, contextlib.ExitStack()
+
+    def taken_up(folder: Path) -> int:
+        if folder == kept:
+            volume.write({"a.txt": "a"})
+            assert volume.run().reused
+        else:
+            made.enter_context(only_one(volume.root / "cache/tokens/locks" / locked.name))
+        return sizes(folder)
+
+    monkeypatch.setattr(prune_module, "_size", taken_up)
+    with made:
+        assert not prune(volume.root, dry_run=False, used_lately_seconds=60)
+    assert kept.exists() and locked.exists()
 
 
 def test_copies_of_remote_files_that_nobody_uses_are_freed(volume: Volume):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RequestError, StepError
+from trainer.tokens.cores import available_cores
 from trainer.tokens.documents import Part
 from trainer.tokens.vocabulary import child_environment
 from trainer.tokens.worker import Recipe
@@ -35,11 +36,6 @@ _QUEUED = 2
 
 Batch = list[tuple[Part, str, str]]
 """Parts to make pieces of, each with its source's stamp and the piece's path."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Crew:

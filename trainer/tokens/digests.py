@@ -19,6 +19,7 @@ from typing import IO
 
 from trainer.errors import StepError
 from trainer.outcome import write_atomically, writer_name
+from trainer.tokens.cores import available_cores
 from trainer.tokens.documents import whole_part
 from trainer.tokens.progress import Progress
 from trainer.tokens.reading import valid_blocks, without_mark
@@ -111,7 +112,7 @@ class Reading:
         groups = [
             self.sources[at : at + _GROUP_FILES] for at in range(0, len(self.sources), _GROUP_FILES)
         ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             reading = [pool.submit(self._group, group) for group in groups]
             left = set(reading)
             try:

@@ -18,7 +18,7 @@ from trainer.tokens.vocabulary import TokenIds, Vocabulary
 from trainer.tokens.worker import Recipe, answer
 
 PIECES_FORMAT = 2
-_PROOF_FORMAT = 3
+_PROOF_FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,23 @@ def only_one(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock file at `path` unless another process does; yields whether it is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def taken(path: Path) -> bool:
     """Whether a living process holds the lock file at `path`."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "r+", encoding="utf-8") as file:  # NFS locks what may be written alone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

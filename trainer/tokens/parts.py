@@ -23,7 +23,7 @@ def plan_parts(source: Source, digest: str, text_field: str, cut: bool) -> Itera
     """
     whole = whole_part(source, digest, text_field, cut)
     try:
-        stops = _stops(source, cut)
+        stops = _stops(source, whole, cut)
     except OSError as error:
         raise StepError(f"{source.location} can't be read: {error}") from error
     start = 0
@@ -32,9 +32,9 @@ def plan_parts(source: Source, digest: str, text_field: str, cut: bool) -> Itera
         start = stop
 
 
-def _stops(source: Source, cut: bool) -> list[int]:
+def _stops(source: Source, whole: Part, cut: bool) -> list[int]:
     if source.kind == "parquet":
-        return [*range(1, parquet_row_groups(source.location, source.remote) + 1)] or [0]
+        return [*range(1, parquet_row_groups(whole) + 1)] or [0]
     if source.streamed or (source.kind == "text" and not cut):
         return [source.size]
     stops = []

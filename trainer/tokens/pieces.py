@@ -27,6 +27,7 @@ import numpy as np
 
 from trainer.outcome import writer_name
 from trainer.tokens.documents import Part
+from trainer.tokens.records import JSONL_FORMAT
 
 MAGIC = b"TOKPIECE"
 PIECE_DOCUMENT = np.dtype([("tokens", "<u8"), ("hash", "<u8"), ("number", "<u8"), ("bytes", "<u8")])
@@ -232,5 +233,7 @@ def piece_path(folder: Path, part: Part) -> str:
     reads = [part.kind, part.compression, part.start, part.stop, part.cut]
     if part.kind != "text":
         reads.append(part.text_field)
+    if part.kind == "jsonl":
+        reads.append(JSONL_FORMAT)
     how = hashlib.sha256(json.dumps(reads).encode()).hexdigest()[:12]
     return f"{folder}/{part.digest[:2]}/{part.digest}-{how}"

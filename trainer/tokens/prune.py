@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.errors import DamagedError
-from trainer.tokens.lock import taken
+from trainer.tokens.lock import if_free, taken
 from trainer.tokens.store import MANIFEST, read_manifest
 
 _CACHE = "cache/tokens"
@@ -46,20 +46,18 @@ def prune(
     """
     volume = Path(volume)
     before = time.time() - used_lately_seconds
-    found = [*_stores(volume, keep, before)]
+    found = [
+        item for item in _stores(volume, keep, before) if dry_run or _delete_store(item, before)
+    ]
     gone = {item.path for item in found}
-    found += [*_pieces(volume, gone, before), *_copies(volume, before)]
-    if not dry_run:
-        for item in found:
-            _delete(item.path)
-    return found
+    rest = [*_pieces(volume, gone, before), *_copies(volume, before)]
+    return found + [item for item in rest if dry_run or _delete_file(volume, item, before)]
 
 
 def _stores(volume: Path, keep: Collection[str], before: float) -> Iterator[Prunable]:
     needed = set(keep) | _named_by_runs(volume)
-    for folder in sorted((volume / "tokens").glob("*")) + sorted((volume / "tokens").glob(".*")):
-        name = folder.name.removeprefix(".").removesuffix(".old")
-        if not folder.is_dir() or taken(volume / _CACHE / "locks" / name):
+    for folder in sorted((volume / "tokens").glob("*")):  # hidden ones, too
+        if not folder.is_dir() or taken(_lock_of(folder)):
             continue
         if folder.name.startswith("."):
             yield Prunable(folder, _size(folder), "a store that was never finished")
@@ -67,6 +65,17 @@ def _stores(volume: Path, keep: Collection[str], before: float) -> Iterator[Prun
             yield Prunable(folder, _size(folder), "not a complete store")
         elif folder.name not in needed and folder.stat().st_mtime < before:
             yield Prunable(folder, _size(folder), "a store that no run names")
+
+
+def _lock_of(store: Path) -> Path:
+    """What a step holds while it makes the store."""
+    name = store.name.removeprefix(".").removesuffix(".old")
+    return store.parents[1] / _CACHE / "locks" / name
+
+
+def _making(volume: Path) -> bool:
+    """Whether any step makes a store: it may be about to read pieces that none needed so far."""
+    return any(map(taken, (volume / _CACHE / "locks").glob("*")))
 
 
 def _named_by_runs(volume: Path) -> set[str]:
@@ -81,6 +90,8 @@ def _named_by_runs(volume: Path) -> set[str]:
 
 
 def _pieces(volume: Path, gone: Collection[Path], before: float) -> Iterator[Prunable]:
+    if _making(volume):
+        return
     used = set()
     for folder in (volume / "tokens").glob("*"):
         if folder not in gone:
@@ -112,10 +123,27 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir():
+def _delete_store(item: Prunable, before: float) -> bool:
+    """Delete a store unless a step took it up since it was listed; returns whether it is gone."""
+    with if_free(_lock_of(item.path)) as free:
+        if not free or not item.path.exists():
+            return False
+        complete = (item.path / MANIFEST).exists()
+        if complete and not item.path.name.startswith(".") and _used_since(item.path, before):
+            return False
         # The manifest first: what is left, should this be killed, is no store.
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        (item.path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(item.path)
+    return True
+
+
+def _delete_file(volume: Path, item: Prunable, before: float) -> bool:
+    """Delete a piece or a copy, unless it may be in use by now; returns whether it is gone."""
+    if _making(volume) or _used_since(item.path, before):
+        return False
+    item.path.unlink(missing_ok=True)
+    return True
+
+
+def _used_since(path: Path, before: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= before

@@ -3,15 +3,20 @@
 import io
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainer.errors import RequestError
 from trainer.tokens.cuts import MOST_UNCUT_BYTES, MOST_WHOLE_BYTES, PIECE_BYTES, cut_long_text
 from trainer.tokens.documents import Part, Text
 from trainer.tokens.sources import open_source
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
 JOINT = "***\n"
 """Between the texts of one JSONL line."""
+JSONL_FORMAT = 2
+"""Raised when a line gives another text: what was made before is made again."""
 _BLOCK_BYTES = 1 << 18
 
 
@@ -85,12 +90,8 @@ def _line_texts(blocks: Iterator[bytes], part: Part) -> Iterator[str | None]:
 def _line_text(line: bytes, part: Part, number: int) -> str:
     """The text of one line: every string under the text's key, in order of appearance."""
     try:
-        found = list(_strings(json.loads(line), part.text_field))
-        key = json.dumps(part.text_field)
-        if line.count(key.encode()) > len(found):
-            # Perhaps a key that stands twice in one object: keep both, as they appear.
-            pairs = json.loads(line, object_pairs_hook=_Pairs)
-            found = list(_strings(pairs, part.text_field))
+        # As pairs: a key may stand twice in one object, and a dict would lose the first.
+        found = list(_strings(json.loads(line, object_pairs_hook=_Pairs), part.text_field))
     except (ValueError, RecursionError) as error:
         raise RequestError(
             f"dataset file {part.path}:{_line_number(part, number)} is not JSON ({error}). "
@@ -114,8 +115,8 @@ def _strings(value: Any, key: str, under: bool = False) -> Iterator[str]:
     if isinstance(value, str):
         if under:
             yield value
-    elif isinstance(value, dict | _Pairs):
-        for name, inner in value.items() if isinstance(value, dict) else value:
+    elif isinstance(value, _Pairs):
+        for name, inner in value:
             yield from _strings(inner, key, name == key)
     elif isinstance(value, list):
         for inner in value:
@@ -154,12 +155,15 @@ def _utf8(text: str) -> bytes:
 # --- parquet ----------------------------------------------------------------------------
 
 
-def parquet_row_groups(location: str, remote: bool) -> int:
-    """How many parts a parquet file has."""
-    import pyarrow.parquet
+def parquet_row_groups(part: Part) -> int:
+    """How many parts a parquet file has; `part` is any of them."""
+    import pyarrow
 
-    with open_source(location, remote) as file:
-        return pyarrow.parquet.ParquetFile(_buffered(file)).num_row_groups
+    try:
+        with open_source(part.location, part.remote) as file:
+            return _parquet(file).num_row_groups
+    except pyarrow.ArrowInvalid as error:
+        raise damaged(part, error) from error
 
 
 def first_rows(part: Part, most_bytes: int) -> Any:
@@ -183,10 +187,9 @@ def first_rows(part: Part, most_bytes: int) -> Any:
 
 def parquet_texts(file: BinaryIO, part: Part) -> Iterator[Text]:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(_buffered(file))
+        table = _parquet(file)
         names = table.schema_arrow.names
         if part.text_field not in names:
             raise RequestError(
@@ -209,5 +212,9 @@ def parquet_texts(file: BinaryIO, part: Part) -> Iterator[Text]:
         raise damaged(part, error) from error
 
 
-def _buffered(file: BinaryIO) -> BinaryIO:
-    return io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file  # type: ignore[return-value]
+def _parquet(file: BinaryIO) -> "ParquetFile":
+    """The file, read page by page: by itself pyarrow loads a column's whole row group."""
+    from pyarrow.parquet import ParquetFile
+
+    buffered = io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file
+    return ParquetFile(buffered, buffer_size=1 << 20, pre_buffer=False)

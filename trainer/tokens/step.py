@@ -22,11 +22,12 @@ from typing import Any
 from trainer import events
 from trainer.config import TokenizeConfig, path_on_volume
 from trainer.errors import DamagedError, RequestError, StepError
-from trainer.outcome import sync_folder
+from trainer.outcome import sync_folder, writer_name
 from trainer.steps import StepResult
 from trainer.tokens import store as stores
 from trainer.tokens.digests import DigestMemory, nearest
 from trainer.tokens.lock import only_one
+from trainer.tokens.records import JSONL_FORMAT
 from trainer.tokens.sources import Source, in_order, list_sources
 from trainer.tokens.store import Manifest, TokenStore, read_manifest
 from trainer.tokens.vocabulary import tokenizer_digest
@@ -72,9 +73,11 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
     sources = list_sources(config.volume, config.dataset)
     sources = in_order(sources, config.reorder, config.random_seed)
     memory = _digest_memory(volume, config.dataset)
-    copies = volume / CACHE / "copies" / memory.path.stem
+    # Its own: another process on this dataset ends, and takes its copies along, when it likes.
+    copies = volume / CACHE / "copies" / f"{memory.path.stem}-{writer_name()}"
     token_digest = tokenizer_digest(tokenizer)
     with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, copies, ignore_errors=True)
         crew = None
         exported = volume / CACHE / "tokenizers" / f"{token_digest}.json"
         if memory.unread_bytes(sources, config.paranoid) > _MANY_BYTES and exported.is_file():
@@ -87,7 +90,6 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
         key = store_key(sources, digests, token_digest, options)
         folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
         if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
-            shutil.rmtree(copies, ignore_errors=True)
             return _result(volume, found, started, reused=True)
         with only_one(volume / CACHE / "locks" / folder.name):
             if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
@@ -102,7 +104,6 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
             with _beside(folder) as beside:
                 make_store(config, beside, key, options, sources, digests, tokenizer, token_digest)
             memory.vouch_for(folder / name for name in stores.FILES)
-            shutil.rmtree(copies, ignore_errors=True)
     return _result(volume, TokenStore.open(folder), started, reused=False)
 
 
@@ -133,9 +134,11 @@ def store_key(
     sources: list[Source], digests: list[str], token_digest: str, options: dict[str, Any]
 ) -> str:
     """What the store's bytes are made from, as 16 hex digits."""
-    made_by = [stores.FORMAT, token_digest, options]
+    made_by: list[Any] = [stores.FORMAT, token_digest, options]
     if options["train_ratio"] < 1:
-        made_by.append(_HELD_OUT)
+        made_by.append({"held_out": _HELD_OUT})
+    if any(source.kind == "jsonl" for source in sources):
+        made_by.append({"jsonl": JSONL_FORMAT})
     digest = hashlib.sha256(json.dumps(made_by).encode())
     for source, content in zip(sources, digests, strict=True):
         digest.update(b"\0" + os.fsencode(source.path) + b"\0" + content.encode())

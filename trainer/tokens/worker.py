@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,16 @@ import numpy as np
 from trainer import host_memory
 from trainer.errors import RequestError, StepError
 from trainer.tokens.cuts import PIECE_BYTES
-from trainer.tokens.documents import Part, Text, whole_part
+from trainer.tokens.documents import Part, Text
 from trainer.tokens.encoder import Encoder, OwnEncoder, fast_encoder, hard_texts, prove
 from trainer.tokens.pieces import PieceWriter
 from trainer.tokens.reading import read_texts
+from trainer.tokens.samples import read_samples
 from trainer.tokens.sanitize import mend_encoding, sanitize
 from trainer.tokens.sources import Source, current_stamp
 
 _HASHED_BYTES = 1 << 16
 """A document's hash is that of its first text: the same however it is cut and stored."""
-_SAMPLE_BYTES = 1 << 16
-_SLICE_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,41 +151,6 @@ class _Batch:
         if self.open:
             self.writer.unfinished()
         self.flush()
-
-
-# --- samples ----------------------------------------------------------------------------
-
-
-def read_samples(
-    places: Sequence[tuple[Source, int]], recipe_sanitize: bool, text_field: str
-) -> list[str]:
-    """Stretches of the corpus to prove an encoder on: at each place the first and the oddest."""
-    samples = []
-    for source, offset in places:
-        window = _window(source, offset, text_field)
-        slices = [window[i : i + _SLICE_BYTES] for i in range(0, len(window), _SLICE_BYTES)]
-        for piece in {*slices[:1], max(slices, key=_strangeness, default=b"")}:
-            text = piece.decode("utf-8", errors="ignore").encode()
-            samples.append(mend_encoding(sanitize(text) if recipe_sanitize else text).decode())
-    return sorted(samples)
-
-
-def _strangeness(text: bytes) -> int:
-    codes = np.frombuffer(text, np.uint8)
-    return int(((codes >= 0x80) | (codes < 0x20) & (codes != 0x0A)).sum())
-
-
-def _window(source: Source, offset: int, text_field: str) -> bytes:
-    if source.kind == "text" and not source.streamed:
-        with open(source.location, "rb") as file:
-            file.seek(offset)
-            return file.read(_SAMPLE_BYTES)
-    found = bytearray()
-    for text in read_texts(whole_part(source, "", text_field)):
-        found += text.text if text else b""
-        if len(found) >= _SAMPLE_BYTES:
-            break
-    return bytes(found[:_SAMPLE_BYTES])
 
 
 # --- the process ------------------------------------------------------------------------
