@@ -14,7 +14,7 @@ help:
 	@echo 'make test    the tests'
 	@echo 'make check   lint, format and types'
 	@echo 'make format  put the format right'
-	@echo 'make fuzz-tokens, make chaos   random texts, random kills, for MINUTES=10'
+	@echo 'make fuzz-tokens, make chaos   random texts, random kills, for MINUTES=10 (texts also until DOCUMENTS=1000000)'
 	@echo 'make chaos-kubernetes   kill a node of two, and the orchestrator at each request that it makes (an hour)'
 	@echo 'make images  the images of steps and orchestrator, by docker, podman or buildah'
 	@echo 'make bench   the benchmarks, each against a peer in the same run'

@@ -134,16 +134,22 @@ def render(
 @cli.command(epilog=EXIT_CODES)
 @takes_parameters
 @home_option
-@click.option("--text-field", default="text", show_default=True, help="Of JSONL and parquet.")
+@click.option("--text-field", help="As -p text_field=...")
 @click.option("--paranoid", is_flag=True, help="Read every file again, whatever its time says.")
 def tokenize(
-    assignments: tuple[str, ...], file: Path | None, home: Path, text_field: str, paranoid: bool
+    assignments: tuple[str, ...],
+    file: Path | None,
+    home: Path,
+    text_field: str | None,
+    paranoid: bool,
 ) -> None:
     """Make the store of tokenized contexts alone; its path is the last line printed."""
+    if text_field is not None:
+        assignments = (*assignments, f"text_field={text_field}")
     parameters = read_parameters(assignments, file, run_name="tokenize")
     from flows.running import run_tokenize
 
-    print(run_tokenize(parameters, home, text_field=text_field, paranoid=paranoid))
+    print(run_tokenize(parameters, home, paranoid=paranoid))
 
 
 @cli.command()

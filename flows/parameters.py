@@ -198,6 +198,8 @@ class Parameters(BaseModel):
     """Tag of the steps' image; on Kubernetes only."""
 
     # topics: each optional, as a JSON object on the command line
+    text_field: NonEmpty = "text"
+    """Key of the text in JSONL, and name of its column in parquet."""
     precision: Literal["", "fp32", "bf16", "fp16"] = ""
     """Of weights in use; '' is bf16 or fp16 on a GPU and fp32 on a CPU."""
     checkpoints: Checkpoints = CheckpointsConfig()

@@ -50,16 +50,30 @@ def show_plan(run_name: str, rows: Sequence[Sequence[str]]) -> None:
     )
 
 
-def show_tokens(run_name: str, result: Mapping[str, Any]) -> None:
-    """A table of what is in the store."""
+def show_tokens(run_name: str, result: Mapping[str, Any], folder: str) -> None:
+    """A table of what is in the store, and a link to it: `folder`, where the volume is."""
+    create_table_artifact(
+        _rows(("", "value"), tokens_rows(result)), key=f"{run_name}-tokens", description="Tokens"
+    )
+    create_link_artifact(
+        f"file://{folder}",
+        link_text=f"finetune tokens {folder}",
+        key=f"{run_name}-store",
+        description="The store of tokens, where the volume is",
+    )
+
+
+def tokens_rows(result: Mapping[str, Any]) -> list[list[Any]]:
+    """What the tokenize step said, name by name; how fast it was where it made the store."""
     names = (
-        "files documents num_tokens num_contexts num_train_contexts num_padding repeated "
+        "files documents num_tokens num_contexts num_train_contexts num_padding repeated_share "
         "dropped seconds megabytes_per_second encoder store"
     ).split()
-    rows = [[name.removeprefix("num_").replace("_", " "), result.get(name)] for name in names]
-    create_table_artifact(
-        _rows(("", "value"), rows), key=f"{run_name}-tokens", description="Tokens"
-    )
+    return [
+        [name.removeprefix("num_").replace("_", " "), result[name]]
+        for name in names
+        if result.get(name) is not None
+    ]
 
 
 def show_report(name: str, title: str, markdown: str) -> None:

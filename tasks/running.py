@@ -55,13 +55,16 @@ class Run:
             return None
         return RunFolder(self.backend.volume(self.parameters["pvc"]), self.run_name)
 
+    def on_volume(self, path: str) -> str:
+        """A path on the volume: absolute, where the steps have it."""
+        pvc = self.parameters["pvc"]
+        local = self.backend if isinstance(self.backend, LocalBackend) else None
+        return f"{local.volume(pvc) if local else f'/{pvc}'}/{path}"
+
     @property
     def curves(self) -> str:
-        """TensorBoard's folder: absolute, where the steps have the volume."""
-        pvc, logs = self.parameters["pvc"], self.parameters["logs"]
-        local = self.backend if isinstance(self.backend, LocalBackend) else None
-        volume = local.volume(pvc) if local else f"/{pvc}"
-        return f"{volume}/{logs}/{self.run_name}/tensorboard"
+        """TensorBoard's folder."""
+        return self.on_volume(f"{self.parameters['logs']}/{self.run_name}/tensorboard")
 
 
 class PrefectWatcher:

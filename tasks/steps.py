@@ -61,7 +61,7 @@ def tokenize(run: Run, fetched: Outcome) -> Outcome:
         tokenizer=fetched.result["tokenizer"],
     )
     outcome = _run(run, "tokenize", config)
-    artifacts.show_tokens(run.run_name, outcome.result)
+    artifacts.show_tokens(run.run_name, outcome.result, run.on_volume(outcome.result["store"]))
     return ended(outcome)
 
 

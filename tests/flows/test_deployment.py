@@ -101,6 +101,9 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     assert "(estimated)" in plan["contexts"]
     tokens = {row[""]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
     assert tokens["files"] == 40
+    assert 0 <= tokens["repeated share"] < 1
+    assert tokens["megabytes per second"] > 0
+    assert f"(file://{home / PVC / tokens['store']})" in by_key["deployed-store"]["data"]
     logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
     assert any("finetune" in entry["message"] for entry in logs)
 
@@ -108,8 +111,11 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     again = latest_run(api_url, "deployed")
     assert again["id"] != run["id"]
     artifacts = api(api_url, "artifacts/filter", flow_runs={"id": {"any_": [again["id"]]}})
-    (data,) = (a["data"] for a in artifacts if a["key"] == "deployed-plan")
-    plan = {row[""]: row["plan"] for row in json.loads(data)}
+    by_key = {artifact["key"]: artifact for artifact in artifacts}
+    plan = {row[""]: row["plan"] for row in json.loads(by_key["deployed-plan"]["data"])}
+    found = {row[""]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
+    assert found["store"] == tokens["store"]
+    assert "megabytes per second" not in found  # nothing was read
     assert "(exact)" in plan["contexts"]
     assert plan["steps"].startswith(f"{steps:,} of 4 contexts")
     logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [again["id"]]}}, limit=200)

@@ -64,6 +64,13 @@ def test_names_order_and_defaults_are_the_designs() -> None:
     ] == DESIGNED
 
 
+def test_the_texts_key_is_part_of_what_defines_a_run_and_not_empty() -> None:
+    assert load().text_field == "text"
+    assert load(text_field="story").request != load().request
+    with pytest.raises(RequestError, match="text_field"):
+        load(text_field="")
+
+
 def test_a_topic_is_taken_as_an_object_or_as_text_and_refuses_unknown_keys() -> None:
     assert load(checkpoints='{"keep_last": 3}').checkpoints.keep_last == 3
     assert load(lora={"rank": 4}).lora == LoraConfig(rank=4)

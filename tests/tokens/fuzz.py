@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.tokens.agreement import disagreement, random_corpus
+from tests.tokens.agreement import disagreement
 from tests.tokens.conftest import Volume, save_models
+from tests.tokens.corpora import random_corpus
 from tests.tokens.seams import narrow
 
 _DOCUMENTS = 2_000

@@ -112,7 +112,8 @@ def contexts(
     begin = 0
     while begin < len(ids):
         end = min(begin + context, len(ids))
-        while begin < end < len(ids) and _ends_inside(ids[max(begin, end - 4) : end], spelled):
+        # The character may begin before the context: four tokens hold all of its bytes.
+        while begin < end < len(ids) and _ends_inside(ids[max(0, end - 4) : end], spelled):
             end -= 1
         if end == begin:
             end = begin + context

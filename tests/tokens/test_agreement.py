@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.tokens.agreement import disagreement, random_corpus
+from tests.tokens.agreement import disagreement
 from tests.tokens.conftest import Volume
+from tests.tokens.corpora import random_corpus
 from tests.tokens.rules import after_boundary
 from tests.tokens.seams import narrow
 

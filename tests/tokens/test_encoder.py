@@ -12,8 +12,8 @@ import pytest
 import zstandard
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from tests.tokens.agreement import strange_text
 from tests.tokens.conftest import Volume, texts
+from tests.tokens.corpora import strange_text
 from tests.tokens.models import EOT, LLAMA, TEXT, byte_level, save
 from tests.tokens.prose import story
 from tests.tokens.test_inputs import parquet

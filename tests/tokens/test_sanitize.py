@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.tokens import rules
-from tests.tokens.agreement import strange_text
+from tests.tokens.corpora import strange_text
 from trainer.tokens.sanitize import MISENCODINGS, WHITE_SPACE, mend_encoding, sanitize
 
 

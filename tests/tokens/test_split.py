@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer.tokens.build import divide
+from trainer.tokens.dividing import divide
 from trainer.tokens.pieces import PIECE_DOCUMENT, LoadedPiece, PieceFacts
 from trainer.tokens.split import ShareCount, Split
 

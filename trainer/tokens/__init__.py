@@ -12,12 +12,14 @@ documents.py   what these two speak of
 sanitize.py    text as the rules want it
 cuts.py        where long text may be cut
 vocabulary.py  what the tokenizer is (export.py: transformers' view of it)
+samples.py     stretches of the corpus, to prove an encoder on
 encoder.py     text -> ids, by the fastest encoder that is proven
 pieces.py      encoded text, kept for the next store
 worker.py      makes pieces
-crew.py        the processes that do it
+crew.py        the processes that do it (cores.py: how many)
 supply.py      pieces in order, made while they are asked for
 split.py       what is held out
+dividing.py    pieces -> parts of either side
 packing.py     the stream -> contexts
 ledger.py      where every token went
 build.py       pieces -> store

@@ -11,8 +11,9 @@ import numpy as np
 from trainer.config import TokenizeConfig, path_on_volume
 from trainer.errors import RequestError
 from trainer.tokens import store as stores
-from trainer.tokens.build import ContextWriter, HeldOut, divide, shuffle
+from trainer.tokens.build import ContextWriter, HeldOut, shuffle
 from trainer.tokens.crew import Crew
+from trainer.tokens.dividing import divide
 from trainer.tokens.encoding import Work, encoder_name, proven
 from trainer.tokens.ledger import adds_up
 from trainer.tokens.packing import Rules, first_kept

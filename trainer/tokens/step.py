@@ -221,8 +221,10 @@ def _result(volume: Path, store: TokenStore, started: float, reused: bool) -> St
         "documents": totals["documents"],
         "bytes": total_bytes,
         "seconds": round(seconds, 3),
-        "megabytes_per_second": round(total_bytes / 1e6 / max(seconds, 1e-9), 3),
+        # Of a store that was there nothing was read: it has no speed.
+        "megabytes_per_second": None if reused else round(total_bytes / 1e6 / seconds, 3),
         "repeated": totals["repeated"],
+        "repeated_share": round(totals["repeated"] / max(1, manifest.num_tokens), 4),
         "dropped": _dropped(manifest),
     }
     return StepResult(result=result, message=message, reused=reused)
