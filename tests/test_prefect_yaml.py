@@ -38,6 +38,8 @@ def test_there_is_one_for_each_family_of_models_and_one_for_this_machine() -> No
     pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
     asked = {"gptj": "coreweave", "gpt-neo": "coreweave", "pythia": "coreweave", "local": "local"}
     assert asked.items() <= pools.items()
+    # `prefect deploy --all` ends at the first pool that is missing.
+    assert DEPLOYMENTS[0]["name"] == "local"
 
 
 def test_every_name_in_it_is_one_that_prefect_or_the_pool_knows(

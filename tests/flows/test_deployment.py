@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,12 +19,16 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.parameters import Parameters
 from infra.local_processes import LocalBackend
 from tasks.keys import tracking_key
+from tests import readme
 from tests.flows.small_volume import PVC
 from tests.flows.test_pipeline import LONG, REQUEST
 from tests.prefect_processes import PREFECT, process_worker
 from trainer.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
+# README's server and worker are these tests' own; its run is `run_deployment`.
+LONG_RUNNING_LINES = ["prefect server start", "prefect worker start --pool local"]
+LONG_RUNNING = tuple(LONG_RUNNING_LINES)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,11 @@ def worker(
     prefect_folder: Path, api_url: str, home: Path, environment: dict[str, str]
 ) -> Iterator[None]:
     variables = {"FINETUNE_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    prefect(environment, "work-pool", "create", "local", "--type", "process")
-    template = ["--base-job-template", "infra/cluster/base-job-template.json"]
-    prefect(environment, "work-pool", "create", "coreweave", "--type", "kubernetes", *template)
-    prefect(environment, "deploy", "--all")
+    (*_, lines) = readme.blocks("With a Prefect server")
+    assert [line for line in lines if line.startswith(LONG_RUNNING)] == LONG_RUNNING_LINES
+    for line in lines:
+        if not line.startswith((*LONG_RUNNING, "prefect deployment run finetune/local")):
+            prefect(environment, *shlex.split(line)[1:])
     with process_worker(prefect_folder, api_url, "local", **variables):
         yield
 

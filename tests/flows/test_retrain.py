@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from infra import local_service
+from tests import readme
 from tests.flows.small_volume import PVC
 from tests.flows.test_deployment import ROOT, api, prefect
 from tests.flows.test_pipeline import REQUEST
@@ -67,10 +68,8 @@ def environment(prefect_folder: Path, api_url: str) -> dict[str, str]:
 
 def guide() -> list[str]:
     """The commands of README's guide to a nightly retraining."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## From an empty cluster to a nightly retraining")[1].split("\n## ")[0]
-    blocks = section.split("```")[1:6:2]
-    return [line.split("  #")[0].strip() for block in blocks for line in block.strip().split("\n")]
+    blocks = readme.blocks("From an empty cluster to a nightly retraining")[:3]
+    return [line for block in blocks for line in block]
 
 
 def run_here(line: str, environment: dict[str, str], schedule: str = "") -> str:
