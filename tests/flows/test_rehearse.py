@@ -218,7 +218,9 @@ def test_what_a_cpu_can_do_is_rehearsed_as_it_was_asked(tmp_path: Path) -> None:
 def hub(volume: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
     """One with a model of GPT-J's size and the tiny one's tokenizer."""
     files = {path.name: path.read_bytes() for path in (volume / "models/tiny").iterdir()}
-    files["config.json"] = json.dumps({**GPT_J_6B, "vocab_size": 400}).encode()
+    tiny = json.loads(files["config.json"])
+    names = ("vocab_size", "bos_token_id", "eos_token_id")
+    files["config.json"] = json.dumps(GPT_J_6B | {name: tiny[name] for name in names}).encode()
     with HubDouble({"EleutherAI/gpt-j-6B": HubModel(files)}) as double:
         monkeypatch.setenv("HF_ENDPOINT", double.url)
         yield double
@@ -260,6 +262,7 @@ def test_without_the_volume_what_can_be_seen_from_here_is_looked_at(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(900)
 def test_readmes_rehearsal_with_a_cluster_runs_every_step_in_small_and_leaves_nothing(
     cluster: Cluster, hub: HubDouble, volume: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -275,7 +278,7 @@ def test_readmes_rehearsal_with_a_cluster_runs_every_step_in_small_and_leaves_no
         environment = {**environment, **keys, "HF_ENDPOINT": hub.url}
         environment["KUBECONFIG"] = str(cluster.kubeconfig)
         process: subprocess.Popen[str] = finetune(tmp_path, environment, *words[1:])
-        out, err = process.communicate(timeout=900)
+        out, err = process.communicate(timeout=800)
     assert process.returncode == 0, out + err
     assert "what is on the claim is left out" in out
     assert [out.count(f"{check:<8} in order") for check in ("request", "plan", "cluster")] == [
