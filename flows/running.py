@@ -114,11 +114,13 @@ def _call_flow(parameters: Parameters, watcher: PlainWatcher | RichWatcher) -> d
     from prefect.exceptions import TerminationSignal
 
     from flows.finetune import finetune
+    from tasks.cancelling import ending_as_cancelled
     from tasks.running import watch_with
 
     watch_with(watcher)
     try:
-        return finetune(**parameters.model_dump())
+        with ending_as_cancelled():
+            return finetune(**parameters.model_dump())
     except TerminationSignal as signal:
         raise Interrupted(
             "stopped by SIGTERM; a step that is under way goes on. Follow it again by the same "

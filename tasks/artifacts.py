@@ -1,9 +1,11 @@
 """What the Prefect UI shows of a run besides its logs."""
 
+import functools
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
+import httpx
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -12,10 +14,29 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.wording import describe_progress, format_seconds
 from trainer.outcome import Outcome
+
+P = ParamSpec("P")
+# What Prefect's client raises when the server does not take something, after its own retries.
+SERVER_ERRORS = (httpx.HTTPError, PrefectException)
+
+
+def _only_shown(show: Callable[P, None]) -> Callable[P, None]:
+    """Have `show` fail with a warning alone: what is shown of a run is not the run."""
+
+    @functools.wraps(show)
+    def shown(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            show(*args, **kwargs)
+        except SERVER_ERRORS as error:
+            get_run_logger().warning("Prefect's UI lacks what %s says: %s", show.__name__, error)
+
+    return shown
 
 
 class ProgressArtifact:
@@ -43,6 +64,7 @@ class ProgressArtifact:
             update_progress_artifact(self._id, percent, description=text)
 
 
+@_only_shown
 def show_plan(run_name: str, rows: Sequence[Sequence[str]]) -> None:
     """A table of what the run will do, need, take and cost."""
     create_table_artifact(
@@ -50,6 +72,7 @@ def show_plan(run_name: str, rows: Sequence[Sequence[str]]) -> None:
     )
 
 
+@_only_shown
 def show_tokens(run_name: str, result: Mapping[str, Any], folder: str) -> None:
     """A table of what is in the store, and a link to it: `folder`, where the volume is."""
     create_table_artifact(
@@ -76,16 +99,19 @@ def tokens_rows(result: Mapping[str, Any]) -> list[list[Any]]:
     ]
 
 
+@_only_shown
 def show_report(name: str, title: str, markdown: str) -> None:
     """A page that a step made: losses, samples."""
     create_markdown_artifact(markdown, key=f"{name}-report", description=title)
 
 
+@_only_shown
 def show_endpoint(run_name: str, url: str) -> None:
     """A link to the service that the run left."""
     create_link_artifact(url, link_text=f"{run_name} is served here", key=f"{run_name}-endpoint")
 
 
+@_only_shown
 def show_curves(run_name: str, folder: str) -> None:
     """A link to TensorBoard's events."""
     create_link_artifact(
@@ -96,12 +122,14 @@ def show_curves(run_name: str, folder: str) -> None:
     )
 
 
+@_only_shown
 def tag_run(*tags: str) -> None:
     """Add tags to the flow run under way: what it can be found by in the UI."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(uuid.UUID(str(flow_run.id)), tags=sorted({*flow_run.tags, *tags}))
 
 
+@_only_shown
 def show_result(run_name: str, outcomes: Sequence[Outcome], losses: Mapping[str, Any]) -> None:
     """The run in one table: its steps, and the losses before and after."""
     rows = [

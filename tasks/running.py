@@ -1,21 +1,25 @@
 """Run one step as part of a Prefect task: its text and events go to the run's log and page."""
 
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 
 from infra.backend import Backend, StepSpec
 from infra.local_processes import LocalBackend
-from tasks.artifacts import ProgressArtifact, show_report
+from tasks.artifacts import SERVER_ERRORS, ProgressArtifact, show_report
+from tasks.cancelling import (
+    CancelledInPrefect,
+    flow_runs,
+    is_cancelled,
+    is_supervised,
+    told_of_cancel,
+)
 from tasks.following import Watcher, follow_step
 from tasks.log_rate import LineRate
 from tasks.training_pictures import TrainingPictures
@@ -77,6 +81,7 @@ class PrefectWatcher:
         self._progress: ProgressArtifact | None = None
         self._said = ""
         self._rate = LineRate()
+        self._told_not_shown = False
 
     def started(self, step: str, where: str) -> None:
         self._progress = ProgressArtifact(f"{self._run_name}-{step}")
@@ -94,21 +99,31 @@ class PrefectWatcher:
         elif event.kind == "report":
             show_report(f"{self._run_name}-{step}", **event.fields)
         elif event.kind == "metric":
-            self._pictures.metric(event.fields)
+            self._show(lambda: self._pictures.metric(event.fields))
         elif event.kind == "sample":
             self._pictures.sample(event.fields)
         elif event.kind == "progress" and time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_SECONDS
             self._logger.info("%s", describe_progress(event.fields))
             assert self._progress is not None
-            self._progress.show(event.fields)
+            progress = self._progress
+            self._show(lambda: progress.show(event.fields))
 
     def ended(self, step: str, outcome: Outcome) -> None:
         self._tell_left_out()
         if step == "finetune":
-            self._pictures.show()
+            self._show(self._pictures.show)
         if outcome.message not in ("", self._said):
             self._logger.info("%s: %s", step, outcome.message)
+
+    def _show(self, show: Callable[[], None]) -> None:
+        """A server that takes no picture now ends no training; said once."""
+        try:
+            show()
+        except SERVER_ERRORS as error:
+            if not self._told_not_shown:
+                self._logger.warning("Prefect's UI does not show all of this step: %s", error)
+            self._told_not_shown = True
 
     def _tell_left_out(self) -> None:
         if words := self._rate.left_out():
@@ -126,25 +141,27 @@ def run_step(run: Run, spec: StepSpec) -> Outcome:
     if run.watcher is not None:
         watchers.append(run.watcher)
     try:
-        outcome = follow_step(run.backend, spec, watchers)
+        with told_of_cancel():
+            outcome = follow_step(run.backend, spec, watchers)
     except TerminationSignal:
         # A worker that cancels and a machine that goes away send the same signal; only the
         # server knows which it was. Without a cancel the step goes on without us.
-        if _cancelled():
-            run.backend.cancel(spec)
+        if is_cancelled():
+            _cancel(run, spec)
         raise
     run.outcomes.append(outcome)
     return outcome
 
 
-def _cancelled() -> bool:
-    """Whether the server says that this flow run is cancelling or cancelled."""
-    run_id = flow_run.get_id()
-    if not run_id:
-        return False
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(uuid.UUID(run_id)).state
-    return state is not None and (state.is_cancelling() or state.is_cancelled())
+def _cancel(run: Run, spec: StepSpec) -> None:
+    """End the step; of a run that nobody supervises, have the flow run end as cancelled, too."""
+    run.backend.cancel(spec, on_line=get_run_logger().info)
+    if not is_supervised():
+        raise CancelledInPrefect(
+            f"cancelled in Prefect: the {spec.step} step has saved and ended. "
+            "Run it again to go on.",
+            flow_runs(),
+        )
 
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)

@@ -15,6 +15,7 @@ Status = Literal["done", "refused", "interrupted", "failed"]
 
 # Kubernetes cuts a termination message off at 4,096 bytes.
 TERMINATION_MESSAGE_BYTES = 4096
+LEAST_MESSAGE_CHARACTERS = 500  # of it are kept as long as anything else can be left out
 TERMINATION_PATH_VARIABLE = "FINETUNE_TERMINATION_PATH"
 KUBERNETES_TERMINATION_PATH = "/dev/termination-log"
 
@@ -83,12 +84,28 @@ def sync_folder(folder: Path) -> None:
 def write_termination_message(outcome: Outcome) -> None:
     """Leave the outcome where the backend that started this process looks for it."""
     path = Path(os.environ.get(TERMINATION_PATH_VARIABLE, KUBERNETES_TERMINATION_PATH))
-    text = json.dumps(dataclasses.asdict(outcome))
-    if len(text.encode()) > TERMINATION_MESSAGE_BYTES:
-        short = dataclasses.replace(outcome, message=outcome.message[:2000], result={})
-        text = json.dumps(dataclasses.asdict(short))
+    text = termination_message(outcome)
     if path == Path(KUBERNETES_TERMINATION_PATH):
         if path.exists():  # made by the kubelet; a file bind mount can't be renamed over
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     else:
         write_atomically(path, text)
+
+
+def termination_message(outcome: Outcome) -> str:
+    """The outcome as JSON that Kubernetes does not cut: what is long in it is shortened."""
+    message, result = outcome.message, dict(outcome.result)
+    while True:
+        shown = dataclasses.asdict(dataclasses.replace(outcome, message=message, result=result))
+        # Escaped, a letter of most languages would take six bytes; a name of a file may hold
+        # bytes that are no text.
+        encoded = json.dumps(shown, ensure_ascii=False).encode(errors="replace")
+        excess = len(encoded) - TERMINATION_MESSAGE_BYTES
+        if excess <= 0:
+            return encoded.decode()
+        if len(message) > LEAST_MESSAGE_CHARACTERS:
+            message = message[: max(LEAST_MESSAGE_CHARACTERS, len(message) - excess)]
+        elif result:  # its largest part; what the next step needs is short
+            del result[max(result, key=lambda name: len(json.dumps(result[name])))]
+        else:
+            message = message[: len(message) // 2]

@@ -1,6 +1,8 @@
 """Steps as Kubernetes Jobs.
 
 jobs.py           the backend: create or adopt, wait, cancel
+creating.py       makes a Job and what it needs beside it, all or nothing
+ending.py         how a Job ended, and whether its outcome may be taken
 watching.py       follows one Job to its end: its state, its pods' logs
 pod_logs.py       a pod's lines, each once, through cut streams
 removal.py        deletes a Job, or leaves it to who else follows it

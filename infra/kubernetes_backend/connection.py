@@ -42,6 +42,8 @@ class Connection:
         tell: Called with a line for people when contact is lost, and found again.
         was_accepted: The cluster has taken these credentials before: one that refuses them
             now may take them again, or those that replace them.
+        clock: Seconds that only grow.
+        pause: Lets so many of them pass.
     """
 
     def __init__(
@@ -51,7 +53,10 @@ class Connection:
         patience_seconds: float = PATIENCE_SECONDS,
         tell: Tell = logger.warning,
         was_accepted: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._clock, self._pause = clock, pause
         self.namespace = namespace
         self._given_namespace = namespace
         self._patience_seconds = patience_seconds
@@ -297,7 +302,7 @@ class Connection:
             PlaceError: Refused, in plain words.
             ContactError: No answer for longer than the patience.
         """
-        began, pause, told = time.monotonic(), FIRST_PAUSE_SECONDS, False
+        began, pause, told = self._clock(), FIRST_PAUSE_SECONDS, False
         while True:
             try:
                 answer = await self._once(request)
@@ -317,16 +322,16 @@ class Connection:
                 if told:
                     self._tell("the cluster answers again")
                 return answer
-            if time.monotonic() - began > self._patience_seconds:
+            if self._clock() - began > self._patience_seconds:
                 raise ContactError(
                     f"the cluster did not answer for {self._patience_seconds:.0f} seconds "
                     f"(asked to {action}: {_shown(problem)}). The step goes on without us; "
                     "run the same again to follow it."
                 ) from problem
-            if not told and time.monotonic() - began > 1.0:
+            if not told and self._clock() - began > 1.0:
                 told = True
                 self._tell(f"the cluster does not answer ({_shown(problem)}); trying on")
-            await asyncio.sleep(pause)
+            await self._pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _once(self, request: Callable[[], Awaitable[Any]]) -> Object:

@@ -1,10 +1,13 @@
 """Contact with the cluster is lost; what can't get better is said at once."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.backend import ContactError, PlaceError
+from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from infra.manifests_settings import ClusterSettings
 from tests.kubernetes.conftest import LOOK_SECONDS, backend_with, follow, spec, starts
@@ -42,6 +45,30 @@ def test_a_cluster_that_stays_away_is_given_up_and_the_step_left_alone(
         backend.wait(step, lambda line: None)
     cluster.faults.down = False
     assert [pod["status"]["phase"] for pod in cluster.pods()] == ["Running"]
+
+
+@pytest.mark.parametrize("minutes", [15, 21])
+def test_a_cluster_may_be_away_for_a_quarter_of_an_hour(cluster: Cluster, minutes: int) -> None:
+    now, said = 0.0, []
+
+    async def pause(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        cluster.faults.down = now < minutes * 60
+
+    async def ask() -> list[Any]:
+        async with Connection(tell=said.append, clock=lambda: now, pause=pause) as connection:
+            return await connection.list_jobs("")
+
+    cluster.faults.down = True
+    if minutes == 15:
+        assert asyncio.run(ask()) == []
+        assert len(said) == 2 and said[1] == "the cluster answers again"
+    else:
+        with pytest.raises(ContactError, match="did not answer for 1200 seconds"):
+            asyncio.run(ask())
+        assert len(said) == 1
+    assert said[0].startswith("the cluster does not answer (") and said[0].endswith("trying on")
 
 
 def test_credentials_that_were_never_good_are_refused_at_once(

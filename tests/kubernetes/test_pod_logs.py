@@ -20,6 +20,7 @@ from infra.kubernetes_backend.pod_logs import (
 )
 from tests.kubernetes.conftest import backend_with, follow, spec, starts
 from tests.kubernetes_double.cluster import Cluster
+from tests.kubernetes_double.faults import Request
 
 
 def ticks(lines: list[str], start: int = 1) -> list[str]:
@@ -143,10 +144,19 @@ def test_who_adopted_a_job_gets_every_line_of_the_pods_that_came_after(
     other = backend_with(tmp_path)
     other.submit(step)
     lines: list[str] = []
+    evicted: list[bool] = []
+
+    def unprinted(request: Request) -> bool:
+        """The next pod's log is asked for, and not all is there yet."""
+        logs = [log.read_bytes() for log in (cluster.folder / "pods").glob("*/log")]
+        whole = sum(b"line 99" in log for log in logs)
+        return request.resource == "pods/log" and bool(evicted) and whole < 2
 
     def take(line: str) -> None:
         lines.append(line)
-        if len(lines) == 1:
+        if not evicted:
+            evicted.append(True)
+            cluster.faults.held = unprinted
             cluster.do(lambda: cluster.kubelet.evict(first))
         if line == "line 99" and starts(volume) == 2:
             (volume / "go").touch()

@@ -169,13 +169,11 @@ def parquet_row_groups(part: Part) -> int:
 def first_rows(part: Part, most_bytes: int) -> Any:
     """The first rows of a parquet file, of about so many bytes, as a table."""
     import pyarrow
-    import pyarrow.parquet
 
     batches, taken = [], 0
     try:
         with open_source(part.location, part.remote) as file:
-            table = pyarrow.parquet.ParquetFile(_buffered(file))
-            for batch in table.iter_batches(64):
+            for batch in _parquet(file).iter_batches(64):
                 batches.append(batch)
                 taken += batch.nbytes
                 if taken >= most_bytes:
