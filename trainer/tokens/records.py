@@ -173,7 +173,8 @@ def first_rows(part: Part, most_bytes: int) -> Any:
     batches, taken = [], 0
     try:
         with open_source(part.location, part.remote) as file:
-            for batch in _parquet(file).iter_batches(64):
+            table = _parquet(file)
+            for batch in table.iter_batches(64):
                 batches.append(batch)
                 taken += batch.nbytes
                 if taken >= most_bytes:
