@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from trainer.tokens.sources import list_sources, open_source
 
 STORIES = [story(at, 1_500) for at in range(5)] + ["", "last, without a newline"]
 LINES = "\n".join(json.dumps({"text": text, "id": 1}) for text in STORIES).encode()
+HAN = [chr(code) for code in range(0x4E00, 0x9FA5)]
 BIG = story("big", 2_600_000).encode()  # three pieces
 
 
@@ -69,6 +71,13 @@ def test_a_long_document_is_the_same_however_it_is_cut(volume: Volume, name: str
     options = {"context": 4096, "train_ratio": 0.9}
     wanted = texts(volume.store({"a.txt": BIG}, **options))
     assert texts(volume.store({name: content}, **options)) == wanted
+
+
+def test_a_block_of_zstandard_may_come_late_and_end_inside_a_character(volume: Volume):
+    draw = random.Random(0)  # text that hardly compresses: 16 kB of it are no block yet
+    content = ("\ufeff" + "".join(draw.choices(HAN, k=60_000))).encode()
+    wanted = texts(volume.store({"a.txt": content}))
+    assert texts(volume.store({"a.txt.zst": zstandard.compress(content)})) == wanted
 
 
 def test_one_file_may_be_the_dataset(volume: Volume):

@@ -104,7 +104,8 @@ def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
     while stored := file.read(_ZSTD_BLOCK_BYTES):
         while stored:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(stored)
+            if block := frame.decompress(stored):  # none while a block's end is not there yet
+                yield block
             stored = b""
             if frame.eof:
                 stored, frame = frame.unused_data, None
