@@ -49,6 +49,8 @@ class Lines:
         self.lines.append(text)
 
     def event(self, step: str, event: Event) -> None:
+        if event.kind == "notice":
+            self.lines.append(event.fields["message"])
         if event.kind == "progress" and event.fields.get("unit") == "steps":
             self.trained.append(event.fields["done"])
             for at in [at for at in self._at_step if event.fields["done"] >= at]:
@@ -104,9 +106,11 @@ def test_evicted_twice_and_the_api_away_the_final_model_is_the_same_bit_for_bit(
 
         def away() -> None:
             cluster.faults.down = True
-            cluster.do(cluster.faults.cut_streams)
-            cluster.wait_for(lambda: any(AWAY in line for line in watcher.lines))
-            cluster.faults.down = False
+            try:
+                cluster.do(cluster.faults.cut_streams)
+                cluster.wait_for(lambda: any(AWAY in line for line in watcher.lines))
+            finally:
+                cluster.faults.down = False
 
         watcher = Lines({12: evict, 30: evict, 60: away})
         outcomes = run_steps(backend, [watcher])
