@@ -1,8 +1,9 @@
 """Run one step as part of a Prefect task: its text and events go to the run's log and page."""
 
+import contextlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,3 +154,21 @@ def current_watcher() -> Watcher | None:
 def watch_with(watcher: Watcher) -> None:
     """Have the flow runs of this context shown by `watcher`."""
     _watcher.set(watcher)
+
+
+_compared: ContextVar[bool] = ContextVar("compared", default=False)
+
+
+def only_compared() -> bool:
+    """Whether the flow runs of this context are made to compare their losses."""
+    return _compared.get()
+
+
+@contextlib.contextmanager
+def compared_by_loss() -> Iterator[None]:
+    """Have the flow runs of the block start no server only to show that they can be served."""
+    before = _compared.set(True)
+    try:
+        yield
+    finally:
+        _compared.reset(before)
