@@ -15,7 +15,7 @@ import yaml
 
 from flows.parameters import Parameters
 from flows.render import render_request
-from tests.flows.small_volume import make_volume
+from tests.flows.small_volume import give_way, make_volume
 from tests.kubernetes.conftest import CLAIM
 from tests.kubernetes.job_history import JobSeen, jobs_seen
 from tests.kubernetes.pipeline import REQUEST
@@ -116,6 +116,7 @@ def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_c
 
     trains = RunFolder(site.volume, "survivor").metrics.exists
     cluster.wait_for(trains, patience_seconds=MANY_STARTS_SECONDS)
+    give_way(f"{cluster.folder}/")
     assert [job.name for job in site.jobs("survivor-")] == rendered_names(site, "survivor")
     [first] = site.orchestrators()
     assert_right(first, site)
