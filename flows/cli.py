@@ -44,8 +44,14 @@ def cli() -> None:
     help="Processes of this machine, or Jobs of the cluster that your kubeconfig names.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--only-compared", is_flag=True, hidden=True)  # a trial of a sweep
 def run(
-    assignments: tuple[str, ...], file: Path | None, home: Path, backend: str, as_json: bool
+    assignments: tuple[str, ...],
+    file: Path | None,
+    home: Path,
+    backend: str,
+    as_json: bool,
+    only_compared: bool,
 ) -> None:
     """Run the whole pipeline here: fetch, tokenize, finetune, evaluate, deploy.
 
@@ -56,7 +62,8 @@ def run(
     parameters = read_parameters(assignments, file)
     from flows.running import run_flow
 
-    run_flow(parameters, home, on_cluster=backend == "kubernetes", as_json=as_json)
+    on_cluster = backend == "kubernetes"
+    run_flow(parameters, home, on_cluster=on_cluster, as_json=as_json, only_compared=only_compared)
 
 
 @cli.command(epilog=EXIT_CODES)

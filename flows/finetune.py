@@ -19,7 +19,7 @@ from tasks.artifacts import show_result, tag_run
 from tasks.deployment import deploy
 from tasks.following import claimed
 from tasks.local_deployment import stays
-from tasks.running import Run, current_watcher
+from tasks.running import Run, current_watcher, only_compared
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
 from trainer.config import load_parameters
@@ -53,8 +53,9 @@ def finetune(**given: Any) -> dict[str, Any]:
             tokenized = tokenize(run, fetched)
             train(run, fetched, tokenized)
             evaluate(run, fetched, tokenized)
-        # On a cluster a server costs a GPU: none is started only to show that it can be.
-        if stays(run.parameters) or not backend.detaches:
+        # On a cluster a server costs a GPU: none is started only to show that it can be. Nor for
+        # one of many runs, of which the best are served, and held to what was trained, later.
+        if stays(run.parameters) or not (backend.detaches or only_compared()):
             deploy(run)
         if run.volume_folder is not None and run.volume_folder.record() is not None:
             record_flow(run.volume_folder, run.began)

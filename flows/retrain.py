@@ -4,6 +4,7 @@ Made for a schedule. What it decided is kept on the volume (trainer/champion.py)
 run that is killed is gone on with by the next one.
 """
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from infra.local_processes import LocalBackend
 from infra.place import backend_from_environment
 from tasks.following import claimed
 from tasks.retraining import champion, show_decision
-from tasks.running import Run, current_watcher
+from tasks.running import Run, compared_by_loss, current_watcher
 from tasks.steps import fetch, tokenize
 from trainer.config import RunName, load_parameters
 from trainer.errors import RequestError
@@ -69,7 +70,9 @@ def _retrain(run: Run, parameters: RetrainParameters) -> State[Any]:
     name = look.result["run"]
     asked = parameters.model_dump(exclude={"start_from", "run_inference"})
     asked |= {"run_name": name, "model": look.result["model"]}
-    finetune(**asked)
+    # One that is to be served is proven below, once it is known to be better.
+    with compared_by_loss() if parameters.run_inference else nullcontext():
+        finetune(**asked)
     judged = _champion(run, action="judge", candidate=name, **at)
     promoted = judged.result["decision"] == "promoted"
     if promoted and parameters.run_inference:

@@ -36,9 +36,18 @@ PREFECT_DEFAULTS = {
 
 
 def run_flow(
-    parameters: Parameters, home: Path, *, on_cluster: bool, as_json: bool = False
+    parameters: Parameters,
+    home: Path,
+    *,
+    on_cluster: bool,
+    as_json: bool = False,
+    only_compared: bool = False,
 ) -> None:
-    """Run the flow and print what it made, for people or as JSON."""
+    """Run the flow and print what it made, for people or as JSON.
+
+    Args:
+        only_compared: Start no server only to show that the model can be served.
+    """
     clock = time.monotonic()
     if on_cluster:
         cluster_settings(parameters)
@@ -47,7 +56,7 @@ def run_flow(
     watcher = watcher_for(sys.stderr)
     try:
         with prefect_api():
-            result = _call_flow(parameters, watcher)
+            result = _call_flow(parameters, watcher, only_compared)
     finally:
         watcher.close()
     if as_json:
@@ -110,16 +119,19 @@ def prefect_api() -> Iterator[None]:
                     handler.flush()
 
 
-def _call_flow(parameters: Parameters, watcher: PlainWatcher | RichWatcher) -> dict[str, Any]:
+def _call_flow(
+    parameters: Parameters, watcher: PlainWatcher | RichWatcher, only_compared: bool
+) -> dict[str, Any]:
     from prefect.exceptions import TerminationSignal
 
     from flows.finetune import finetune
     from tasks.cancelling import ending_as_cancelled
-    from tasks.running import watch_with
+    from tasks.running import compared_by_loss, watch_with
 
     watch_with(watcher)
+    comparing = compared_by_loss() if only_compared else contextlib.nullcontext()
     try:
-        with ending_as_cancelled():
+        with ending_as_cancelled(), comparing:
             return finetune(**parameters.model_dump())
     except TerminationSignal as signal:
         raise Interrupted(

@@ -171,11 +171,11 @@ def _start(request: Mapping[str, Any], home: Path, folder: Path) -> "subprocess.
     path = folder / f"{run}.json"
     path.write_text(json.dumps(request), encoding="utf-8")
     backend = os.environ.get(BACKEND_VARIABLE) or "local"
-    command = [sys.executable, "-m", "flows.cli", "run", "--json", "--backend", backend]
+    command = [sys.executable, "-m", "flows.cli", "run", "--backend", backend, "--json"]
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or ""}
     with open(folder / f"{run}.out", "wb") as out, open(folder / f"{run}.err", "wb") as err:
         return subprocess.Popen(
-            [*command, "--params", str(path), "--home", str(home)],
+            [*command, "--only-compared", "--params", str(path), "--home", str(home)],
             stdout=out,
             stderr=err,
             env=environment,

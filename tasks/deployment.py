@@ -1,6 +1,7 @@
 """The deploy task: prove that the model answers, leave it served if asked.
 
-On this machine every run's model is served for a moment; on a cluster when it is to stay.
+On this machine a run's model is served for a moment, where not its loss alone is asked for; on a
+cluster when it is to stay.
 """
 
 from collections.abc import Callable

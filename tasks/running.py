@@ -1,7 +1,8 @@
 """Run one step as part of a Prefect task: its text and events go to the run's log and page."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,3 +176,21 @@ def current_watcher() -> Watcher | None:
 def watch_with(watcher: Watcher) -> None:
     """Have the flow runs of this context shown by `watcher`."""
     _watcher.set(watcher)
+
+
+_compared: ContextVar[bool] = ContextVar("compared", default=False)
+
+
+def only_compared() -> bool:
+    """Whether the flow runs of this context are made to compare their losses."""
+    return _compared.get()
+
+
+@contextlib.contextmanager
+def compared_by_loss() -> Iterator[None]:
+    """Have the flow runs of the block start no server only to show that they can be served."""
+    before = _compared.set(True)
+    try:
+        yield
+    finally:
+        _compared.reset(before)

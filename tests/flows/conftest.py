@@ -7,18 +7,19 @@ from tests.flows.small_volume import make_volume
 from tests.prefect_processes import prefect_environment, prefect_server
 
 
-@pytest.fixture(scope="session")
+# Of this package alone: an idle server would go on looking for work beside all later tests.
+@pytest.fixture(scope="package")
 def prefect_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prefect")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api_url(prefect_folder: Path) -> Iterator[str]:
     with prefect_server(prefect_folder) as url:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def environment(prefect_folder: Path, api_url: str) -> dict[str, str]:
     """In which commands use the test's own server."""
     return prefect_environment(prefect_folder, api_url)

@@ -5,12 +5,13 @@ import shlex
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from infra import local_service
 from tests import readme
@@ -88,10 +89,10 @@ def nightly(api_url: str) -> dict[str, Any]:
 
 
 def change(api_url: str, **body: Any) -> None:
-    url = f"{api_url}/deployments/{nightly(api_url)['id']}"
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="PATCH")
-    urllib.request.urlopen(request, timeout=30).close()
+    """By Prefect's client, which asks again where the server's database was busy."""
+    path = f"/deployments/{nightly(api_url)['id']}"
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        client.request("PATCH", path, json=body).raise_for_status()  # type: ignore[arg-type]
 
 
 def runs_in(api_url: str, *states: str) -> list[dict[str, Any]]:
@@ -178,6 +179,8 @@ def test_readmes_guide_gives_a_retraining_that_starts_by_event_and_by_schedule(
         assert record["model"] == f"{first['run']}/final"
         assert decided[-1]["champion_loss"] == pytest.approx(decided[0]["loss"], rel=1e-4)
         assert local_service.running(home / PVC, champion["run"]) is not None
+        served = (home / PVC / champion["run"] / "services.jsonl").read_text().splitlines()
+        assert [json.loads(line)["event"] for line in served] == ["served"]  # once, to stay
     finally:
         local_service.stop(home / PVC, champion["run"])
     artifacts = api(api_url, "artifacts/filter", artifacts={"key": {"any_": ["nightly-decision"]}})

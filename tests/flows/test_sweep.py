@@ -160,6 +160,8 @@ def test_one_that_is_interrupted_goes_on_and_the_best_is_trained_longest(
     assert rows[0]["loss"] < rows[1]["loss"]
     assert out.splitlines()[0].endswith("run=rates-2-e2")
     assert len(list((home / PVC / "tokens").glob("dataset-*"))) == 1
+    # Only their losses are asked for.
+    assert not list((home / PVC / "logs").glob("rates-*/serve.log"))
     assert "polyline" in (home / PVC / "sweeps/rates/result.svg").read_text()
     found = api(api_url, "artifacts/filter", artifacts={"key": {"like_": "rates-sweep%"}})
     assert {artifact["type"] for artifact in found} == {"table", "image"}

@@ -57,7 +57,8 @@ class Lines:
         self.lines.append(text)
 
     def event(self, step: str, event: Event) -> None:
-        pass
+        if event.kind == "notice":
+            self.lines.append(event.fields["message"])
 
     def ended(self, step: str, outcome: Outcome) -> None:
         pass

@@ -15,7 +15,7 @@ import yaml
 
 from flows.parameters import Parameters
 from flows.render import render_request
-from tests.flows.small_volume import make_volume
+from tests.flows.small_volume import give_way, make_volume
 from tests.hub_double import HubDouble, HubModel
 from tests.kubernetes.conftest import CLAIM
 from tests.kubernetes.job_history import JobSeen, jobs_seen
@@ -120,6 +120,7 @@ def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_c
 
     trains = RunFolder(site.volume, "survivor").metrics.exists
     cluster.wait_for(trains, patience_seconds=MANY_STARTS_SECONDS)
+    give_way(f"{cluster.folder}/")
     looked, *steps = [job.name for job in site.jobs("survivor-")]
     assert steps == rendered_names(site, "survivor")
     assert looked.startswith("survivor-plan-")  # before anything is downloaded

@@ -43,6 +43,8 @@ def test_again_with_nothing_changed_finds_the_store(volume: Volume):
     volume.write(FILES)
     first, second = volume.run(), volume.run()
     assert (first.reused, second.reused) == (False, True)
+    speeds = [step.result["megabytes_per_second"] for step in (first, second)]
+    assert speeds[0] > 0 and speeds[1] is None  # nothing was read
     assert first.result["digest"] == second.result["digest"]
     assert set(first.result) == set(second.result)
 
