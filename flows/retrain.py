@@ -62,6 +62,7 @@ def retrain(**given: Any) -> Any:
 def _retrain(run: Run, parameters: RetrainParameters) -> State[Any]:
     series = parameters.run_name
     fetched = fetch(run)
+    places = run.outcomes[-1].result
     at: dict[str, Any] = {"series": series, "fetched": fetched, "tokenized": tokenize(run, fetched)}
     look = _champion(run, action="look", **at)
     if look.result["decision"] == "unchanged":
@@ -70,6 +71,10 @@ def _retrain(run: Run, parameters: RetrainParameters) -> State[Any]:
     name = look.result["run"]
     asked = parameters.model_dump(exclude={"start_from", "run_inference"})
     asked |= {"run_name": name, "model": look.result["model"]}
+    if asked["model"] != places["model"]:
+        # A finished model's copy of the tokenizer is other files: the text would be tokenized
+        # anew, and its losses compared with none.
+        asked["tokenizer"] = places["tokenizer"] or places["model"]
     # One that is to be served is proven below, once it is known to be better.
     with compared_by_loss() if parameters.run_inference else nullcontext():
         finetune(**asked)

@@ -9,6 +9,7 @@ RUN pip install --no-cache-dir --constraint requirements.lock \
     annotated-types \
     click \
     fastapi \
+    httpx \
     kubernetes_asyncio \
     prefect \
     prefect-kubernetes \

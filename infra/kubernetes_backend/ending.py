@@ -17,6 +17,7 @@ EXIT_TERMINATED = 143  # of a step that was stopped
 EXIT_CODES = {"refused": manifests.EXIT_REFUSED, "interrupted": EXIT_TERMINATED}
 # What a step without a GPU found (which files, which tokens) is not asked for again that soon.
 FRESH = timedelta(hours=1)
+LOOK_AT_WHAT_SERVES = ("deploy", "champion")
 
 
 async def end_of(
@@ -96,6 +97,8 @@ def _why_stale(spec: StepSpec, job: Object) -> str:
     same = annotations.get(manifests.ATTEMPT_ANNOTATION, "") == spec.attempt
     if settled == manifests.SETTLED_DONE:
         return "" if same else "the one before was done for another run of the flow"
+    if spec.step in LOOK_AT_WHAT_SERVES and not same:
+        return "what serves may have changed since"
     if spec.resources.gpus:
         return ""
     if settled == manifests.SETTLED_FAILED:

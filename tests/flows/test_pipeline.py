@@ -262,7 +262,7 @@ def test_runs_are_compared_forked_and_made_again_by_command(
     while not opened.exists():
         assert time.monotonic() < deadline, "no browser was asked"
         time.sleep(0.01)
-    assert opened.read_text().strip() == page.as_uri()
+    assert opened.read_text().strip() == str(page)
     assert "polyline" in page.read_text()
 
 
