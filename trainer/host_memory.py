@@ -35,7 +35,7 @@ def given_back() -> Iterator[None]:
         yield
     finally:
         _call("malloc_trim", 0)
-        _tune(_MMAP_THRESHOLD, _LARGEST)
+        keep_freed()
 
 
 def _tune(name: int, number: int) -> None:

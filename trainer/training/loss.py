@@ -95,9 +95,11 @@ class _Gradients:
     ) -> None:
         self.of_hidden, self.of_weight = hidden, weight
         self.hidden = torch.empty_like(hidden) if needed[0] else None
-        # In 16 bits a sum over many chunks would lose what is small.
+        # In 16 bits a sum over many chunks would lose what is small. The first chunk is written,
+        # not added: on a CPU to fill 16 MiB with zeros first was 2 % of a small model's step.
         wide = torch.float32
-        self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
+        self.weight = torch.empty_like(weight, dtype=wide) if needed[1] else None
+        self._added = 0.0  # what there is of it counts as much
         has_bias = bias is not None and needed[2]
         self.bias = torch.zeros_like(bias, dtype=wide) if has_bias and bias is not None else None
 
@@ -106,13 +108,18 @@ class _Gradients:
         if self.hidden is not None:
             torch.mm(slope, self.of_weight, out=self.hidden[chunk])
         if self.weight is not None and self.weight.dtype == slope.dtype:
-            self.weight.addmm_(slope.t(), self.of_hidden[chunk])
-        elif self.weight is not None:
+            self.weight.addmm_(slope.t(), self.of_hidden[chunk], beta=self._added)
+        elif self.weight is not None and self._added:
             self.weight += slope.t() @ self.of_hidden[chunk]
+        elif self.weight is not None:
+            self.weight.copy_(slope.t() @ self.of_hidden[chunk])
+        self._added = 1.0
         if self.bias is not None:
             self.bias += slope.sum(0)
 
     def all(self) -> tuple[Tensor | None, ...]:
+        if self.weight is not None and not self._added:
+            self.weight.zero_()  # no token was trained
         return self.hidden, self.weight, self.bias
 
 
