@@ -4,8 +4,11 @@ import base64
 import gzip
 import itertools
 import json
+import os
 import random
 import re
+import socket
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from tests.tokens.corpora import strange_text
 from tests.tokens.models import EOT, LLAMA, TEXT, byte_level, save
 from tests.tokens.prose import story
 from tests.tokens.test_inputs import parquet
+from trainer.tokens import worker
 from trainer.tokens.cuts import (
     PIECE_BYTES,
     TIGHT_CUT,
@@ -31,6 +35,7 @@ from trainer.tokens.reading import read_texts
 from trainer.tokens.samples import read_samples
 from trainer.tokens.sanitize import sanitize
 from trainer.tokens.sources import list_sources
+from trainer.tokens.worker import Recipe
 
 
 def without_words() -> Tokenizer:
@@ -181,3 +186,24 @@ def test_a_cut_in_bytes_is_the_cut_in_text_wherever_the_window_begins():
         if cut is not None:
             before = raw[: begin + cut].decode()  # between two characters
             assert first_cut(text, len(before) - 1) == len(before)
+
+
+def test_tasks_that_came_at_once_are_all_answered_though_each_has_a_process_of_its_own(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume.store({"a.txt": "the rider came down"})
+    (exported,) = (volume.root / "cache/tokens/tokenizers").glob("*.json")
+    recipe = Recipe(
+        tokenizer=str(exported), dtype="uint16", eot=0, sanitize=True, fast=True, cuts=True
+    )
+    monkeypatch.setattr(worker, "_MOST_GROWTH_BYTES", -1)  # each task leaves too much behind
+    ours, theirs = socket.socketpair()
+    task = json.dumps({"recipe": asdict(recipe), "make": []}).encode() + b"\n"
+    ours.sendall(3 * task)
+    ours.shutdown(socket.SHUT_WR)
+    if not os.fork():
+        ours.close()
+        worker.serve(theirs)
+        os._exit(0)
+    theirs.close()
+    assert ours.makefile().read() == 3 * '{"ids": 0}\n'

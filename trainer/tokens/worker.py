@@ -30,6 +30,9 @@ from trainer.tokens.samples import read_samples
 from trainer.tokens.sanitize import mend_encoding, sanitize
 from trainer.tokens.sources import Source, current_stamp
 
+_MOST_GROWTH_BYTES = 100 << 20
+"""Of one process: its buffers take about half of it, remembered words the rest."""
+_FULL = 3  # exit code of a process whose memory has grown by that
 _HASHED_BYTES = 1 << 16
 """A document's hash is that of its first text: the same however it is cut and stored."""
 
@@ -177,19 +180,40 @@ def read_tokenizer(path: str) -> str:
 
 
 def serve(connection: socket.socket) -> None:
-    """Answer tasks until there are no more."""
+    """Answer tasks until there are no more, in one fork after another.
+
+    An encoder remembers the words it has seen, without end where each is another; a proof
+    loads both encoders. That memory goes with the fork; the tokenizer stays.
+    """
+    with connection:
+        while child := os.fork():
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _FULL:
+                return
+        os._exit(_serve(connection))
+
+
+def _serve(connection: socket.socket) -> int:
+    """Answer tasks until there are no more, or _FULL when memory has grown too much."""
     makers: dict[str, PieceMaker] = {}
+    began = _resident_bytes()
     # Whoever asked may be gone.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection:
-        for line in connection.makefile("rb"):
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # Not buffered: what this process has not read is for the next one.
+        for line in connection.makefile("rb", buffering=0):
             task = json.loads(line)
-            # A proof loads both encoders: more memory than this process should keep.
-            if "prove" in task and (child := os.fork()):
-                os.waitpid(child, 0)
-                continue
             connection.sendall(json.dumps(_reply(task, makers)).encode() + b"\n")
-            if "prove" in task:
-                os._exit(0)
+            if "prove" in task or _resident_bytes() - began > _MOST_GROWTH_BYTES:
+                return _FULL
+    return 0
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _reply(task: dict[str, Any], makers: dict[str, PieceMaker]) -> dict[str, Any]:
