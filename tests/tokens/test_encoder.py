@@ -197,7 +197,9 @@ def test_tasks_that_came_at_once_are_all_answered_though_each_has_a_process_of_i
     recipe = Recipe(
         tokenizer=str(exported), dtype="uint16", eot=0, sanitize=True, fast=True, cuts=True
     )
-    monkeypatch.setattr(worker, "_MOST_GROWTH_BYTES", -1)  # each task leaves too much behind
+    monkeypatch.setattr(
+        worker, "_MOST_GROWTH_BYTES", -(1 << 40)
+    )  # each task leaves too much behind
     ours, theirs = socket.socketpair()
     task = json.dumps({"recipe": asdict(recipe), "make": []}).encode() + b"\n"
     ours.sendall(3 * task)
