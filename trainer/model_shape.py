@@ -18,7 +18,8 @@ _TIED = ("gpt2", "gpt_neo", "opt", "bloom", "falcon", "gemma", "gpt_bigcode")
 # Kinds that look positions up in a table of weights instead of rotating or biasing.
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode")
 _GATED = ("silu", "swish", "swiglu", "geglu")
-# GELU that transformers writes out in steps, of which autograd keeps each.
+# GELU that transformers writes out in steps, of which autograd keeps each; not for GPT-J, which
+# trainer/models/gptj.py gives torch's.
 _STEPWISE = ("gelu_new", "gelu_fast", "quick_gelu")
 # Input, normed input and output of attention; two norms, or a norm in steps, keep more.
 # Counted with torch.autograd.graph.saved_tensors_hooks, transformers 5.23.
@@ -97,7 +98,7 @@ class ModelShape:
             inner=_first(part, _INNER) or 4 * width,
             gated=gated,
             kept_states=_KEPT_STATES.get(kind, 7),
-            kept_inner=4 if gated else 5 if activation in _STEPWISE else 2,
+            kept_inner=4 if gated else 5 if activation in _STEPWISE and kind != "gptj" else 2,
             vocabulary=_needed(part, ("vocab_size",)),
             tied=bool(part.get("tie_word_embeddings", kind.startswith(_TIED))),
             positions=positions,

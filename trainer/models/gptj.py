@@ -1,9 +1,10 @@
-"""Scaled-dot-product attention for GPT-J, which transformers 5.23 does not give it.
+"""Scaled-dot-product attention and a fused GELU for GPT-J, which transformers 5.23 gives it not.
 
 `install()` teaches transformers' own GPT-J classes the attention interface that
 GPT-NeoX and Llama have: `sdpa` in training and generation, and whatever else is
 registered there (such as `paged|sdpa` for continuous batching). Weights, names and
-results stay those of transformers; `eager` keeps its own code.
+results stay those of transformers; `eager` keeps its own code. Its GELU, written out in eight
+steps of which autograd keeps five tensors of (B, T, 4 D), is the same function of torch's.
 
 Shapes: B batch, T tokens, H heads, K head size, R rotary size, D model width.
 """
@@ -11,8 +12,9 @@ Shapes: B batch, T tokens, H heads, K head size, R rotary size, D model width.
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
+from transformers.activations import NewGELUActivation
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -20,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gptj import modeling_gptj as gptj
 
 _EAGER_MODEL_FORWARD = gptj.GPTJModel.forward
+_MLP_INIT = gptj.GPTJMLP.__init__
 _OWN_CODE = ("eager", "flash_attention_2")
 
 
@@ -154,6 +157,13 @@ def _rotation(attention: Any, position_ids: Tensor, like: Tensor) -> tuple[Tenso
     return sin, cos
 
 
+def _mlp_init(self: Any, *args: Any, **kwargs: Any) -> None:
+    """GPTJMLP.__init__ that takes torch's GELU of the same formula."""
+    _MLP_INIT(self, *args, **kwargs)
+    if isinstance(self.act, NewGELUActivation):
+        self.act = nn.GELU(approximate="tanh")
+
+
 def install() -> None:
     """Let transformers' GPT-J take `attn_implementation="sdpa"`; may be called again."""
     for name in ALL_ATTENTION_FUNCTIONS.valid_keys():
@@ -163,4 +173,5 @@ def install() -> None:
     gptj.GPTJPreTrainedModel._supports_attention_backend = True
     for cls, forward in ((gptj.GPTJBlock, _block_forward), (gptj.GPTJModel, _model_forward)):
         setattr(cls, "forward", forward)  # noqa: B010  mypy takes no assignment to a method
+    setattr(gptj.GPTJMLP, "__init__", _mlp_init)  # noqa: B010  mypy, as above
     gptj.GPTJBlock.__init_subclass__()  # wraps forward in gradient checkpointing, as for any layer
