@@ -1,23 +1,22 @@
 """Training speed against a bare torch loop and transformers' Trainer, each a process of its own.
 
 Run: `python -m benchmarks.training [--steps 8] [--rounds 3] [--width 512] [--layers 6]`.
-The contenders take turns on the same model, batches and dtype: the loop that anyone would
-write first; Trainer; and a run of ours, `python -m trainer finetune`, with everything that
-belongs to a step (data, measures, records, TensorBoard). Printed are each one's median and best
-time for a step over all rounds, without the first steps of a round, and ratios of speed.
+The contenders take turns on the same weights, batches and dtype: the loop that anyone would
+write first, on GPT-J as we have it; Trainer, on GPT-J as transformers has it; and a run of ours,
+`python -m trainer finetune`, with everything that belongs to a step (data, measures, records,
+TensorBoard). Printed are each one's median and best time for a step over all rounds, without
+the first steps of a round, and ratios of speed.
 Also compares loss curves with Trainer's, for three architectures (`--curves`).
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -25,69 +24,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GPTJConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
 
+from benchmarks.training_peers import (
+    BATCH,
+    GRADIENTS,
+    RATE,
+    WARMUP,
+    add_sizes,
+    make_batches,
+    make_model,
+    trainer_run,
+)
 from tests.training.volume import make_tokenizer, write_store
 from trainer.models import gptj
 from trainer.training.engine import Engine, EngineOptions
 from trainer.training.plan import TrainingPlan
-
-VOCABULARY = 8192
-BATCH, GRADIENTS = 2, 2
-RATE, WARMUP = 1e-3, 0.1
-
-
-def make_model(architecture: str, width: int, layers: int, context: int) -> Any:
-    torch.manual_seed(0)
-    shared = {
-        "vocab_size": VOCABULARY,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // 64,
-        "hidden_size": width,
-        "max_position_embeddings": context,
-    }
-    if architecture == "gptj":
-        config: Any = GPTJConfig(
-            vocab_size=VOCABULARY,
-            n_embd=width,
-            n_layer=layers,
-            n_head=width // 64,
-            rotary_dim=32,
-            n_positions=context,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-            tie_word_embeddings=False,
-        )
-    elif architecture == "neox":
-        config = GPTNeoXConfig(**shared, intermediate_size=4 * width)
-    else:
-        config = LlamaConfig(**shared, intermediate_size=3 * width)
-    gptj.install()
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-
-
-def make_batches(steps: int, context: int) -> list[list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        [
-            torch.randint(0, VOCABULARY, (BATCH, context), generator=generator)
-            for _ in range(GRADIENTS)
-        ]
-        for _ in range(steps)
-    ]
 
 
 def schedule(steps: int) -> TrainingPlan:
@@ -101,27 +52,6 @@ def schedule(steps: int) -> TrainingPlan:
         learn_rate=RATE,
         warmup_ratio=WARMUP,
     )
-
-
-def bare(model: Any) -> Callable[[list[torch.Tensor], float], float]:
-    """The loop that anyone would write first."""
-    adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
-    model.train()
-
-    def step(batches: list[torch.Tensor], rate: float) -> float:
-        total = 0.0
-        for ids in batches:
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss / len(batches)
-            loss.backward()
-            total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in adam.param_groups:
-            group["lr"] = rate
-        adam.step()
-        adam.zero_grad()
-        return total
-
-    return step
 
 
 def ours(model: Any) -> Callable[[list[torch.Tensor], float], float]:
@@ -139,63 +69,6 @@ def ours(model: Any) -> Callable[[list[torch.Tensor], float], float]:
         return total / tokens
 
     return step
-
-
-def trainer_run(model: Any, batches: list[list[torch.Tensor]]) -> tuple[list[float], list[float]]:
-    """Losses of transformers' Trainer on the same batches, and seconds of its steps."""
-    rows = [row for step in batches for ids in step for row in ids]
-    examples = [{"input_ids": row, "labels": row} for row in rows]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            gradient_accumulation_steps=GRADIENTS,
-            learning_rate=RATE,
-            warmup_steps=math.ceil(WARMUP * len(batches)),
-            num_train_epochs=1,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        clock = _Clock()
-        trainer = _InOrder(model=model, args=arguments, train_dataset=examples, callbacks=[clock])
-        trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return losses, [after - before for before, after in pairwise(clock.ends)]
-
-
-class _Clock(TrainerCallback):
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-
-class _InOrder(Trainer):
-    def _get_train_sampler(self, *args: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    def log(self, logs: dict[str, float], *args: Any) -> None:
-        # Trainer rounds the loss it logs to four digits or so: keep all of it.
-        self.state.log_history.append({**logs, "step": self.state.global_step})
-
-
-def steps_alone(args: argparse.Namespace) -> list[float]:
-    """Seconds of each step of the contender that this process is."""
-    batches = make_batches(args.steps, args.context)
-    model = make_model("gptj", args.width, args.layers, args.context)
-    if args.alone == "Trainer":
-        return trainer_run(model, batches)[1]
-    step, seconds = bare(model), []
-    for ids in batches:
-        began = time.perf_counter()
-        step(ids, RATE)
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
 
 
 def steps_of_a_run(args: argparse.Namespace) -> list[float]:
@@ -232,7 +105,7 @@ def compare_speed(args: argparse.Namespace) -> dict[str, Any]:
     sizes = [word for name in options for word in (f"--{name}", str(getattr(args, name)))]
     for _ in range(args.rounds):
         for name in ("bare", "Trainer"):
-            command = [sys.executable, "-m", "benchmarks.training", "--alone", name, *sizes]
+            command = [sys.executable, "-m", "benchmarks.training_peers", name, *sizes]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             seconds[name] += json.loads(done.stdout.splitlines()[-1])
         seconds["ours"] += steps_of_a_run(args)
@@ -262,17 +135,11 @@ def compare_curves(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=8)
+    add_sizes(parser)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--curves", action="store_true", help="compare losses instead of speed")
-    parser.add_argument("--alone", choices=("bare", "Trainer"), help="be that one, print its steps")
     args = parser.parse_args()
-    if args.alone:
-        print(json.dumps(steps_alone(args)))
-        return
+    gptj.install()
     result = compare_curves(args) if args.curves else compare_speed(args)
     machine = {
         "cores": os.cpu_count(),

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.training import make_model
+from benchmarks.training_peers import make_model
+from trainer.models import gptj
 
 CHILD = """
 import sys
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     args = parser.parse_args()
+    gptj.install()
     for precision in ("fp32", "bf16"):
         with tempfile.TemporaryDirectory() as name:
             model = make_model("gptj", args.width, args.layers, 128)

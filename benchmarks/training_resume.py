@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.training import VOCABULARY, make_model
+from benchmarks.training_peers import VOCABULARY, make_model
 from tests.training.volume import make_tokenizer, write_store
 from trainer.checkpoints import read_manifest, seal
 from trainer.checkpoints.folder import name_of
 from trainer.events import parse_event
+from trainer.models import gptj
 
 NEAR, FAR = 100, 100_000
 IMPORTS = """
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--context", type=int, default=64)
     args = parser.parse_args()
+    gptj.install()
     root = Path(tempfile.mkdtemp())
     try:
         config = make_volume(root, args)
