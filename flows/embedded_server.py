@@ -24,6 +24,7 @@ from trainer.errors import RequestError, StepError
 LOOPBACK = ("127.0.0.1", "localhost")
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
+BUSY_SECONDS = 30.0  # a server whose SQLite waits for a slow disk was silent for as long
 
 
 @contextlib.contextmanager
@@ -83,7 +84,7 @@ def answers(url: str) -> bool:
     proxies: dict[str, str] | None = {} if _host(url) in LOOPBACK else None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
     try:
-        with opener.open(f"{url}/health", timeout=5) as response:
+        with opener.open(f"{url}/health", timeout=BUSY_SECONDS) as response:
             return response.status == 200
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False

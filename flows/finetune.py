@@ -46,7 +46,7 @@ def finetune(**given: Any) -> dict[str, Any]:
     )
     tag_run(parameters.model, parameters.dataset)
     _say_what_chooses_nothing(run, parameters)
-    with claimed(run.backend, parameters.pvc, parameters.run_name):
+    with claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt):
         if not parameters.inference_only:
             run.plan.update(make_plan(parameters, run))
             fetched = fetch(run)

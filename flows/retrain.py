@@ -55,7 +55,7 @@ def retrain(**given: Any) -> Any:
         nodes=settings.nodes,
         watcher=current_watcher(),
     )
-    with claimed(run.backend, parameters.pvc, parameters.run_name):
+    with claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt):
         return _retrain(run, parameters)
 
 

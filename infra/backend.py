@@ -80,8 +80,11 @@ class Backend(Protocol):
     detaches: bool
     """Whether a step goes on when whoever follows it is interrupted (Ctrl-C, SIGTERM)."""
 
-    def claim(self, pvc: str, run_name: str) -> AbstractContextManager[None]:
-        """Be the run's only orchestrator where the place does not see to that by itself."""
+    def claim(self, pvc: str, run_name: str, *, attempt: str = "") -> AbstractContextManager[None]:
+        """Be the run's only orchestrator where the place does not see to that by itself.
+
+        Of the same `attempt` a second one waits until the first has ended.
+        """
 
     def settle(self, pvc: str, run_name: str, *, failed: bool) -> None:
         """The run of the flow is over: what its steps saw no longer stands for another one."""

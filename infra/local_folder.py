@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,21 @@ def try_lock(descriptor: int, patience_seconds: float = 0.0) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.02)
+
+
+def outlive(holder: int, descriptor: int) -> None:
+    """Wait for the lock until `holder` ends, which follows the same attempt; end together.
+
+    Prefect may start a flow run twice: its runner and its worker each report a crash, and what
+    puts a crashed run back to work answers both. Who is interrupted here is the one that
+    Prefect knows of, so the other is told.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder, signal.SIGTERM)
+        raise
 
 
 @contextlib.contextmanager

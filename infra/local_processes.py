@@ -25,7 +25,7 @@ from typing import BinaryIO, TextIO
 
 from infra.backend import BusyError, Line, PlaceError, StepEnd, StepSpec, unheard
 from infra.follow import LogFollower
-from infra.local_folder import Work, read_json, read_pid, read_work, try_lock, writing
+from infra.local_folder import Work, outlive, read_json, read_pid, read_work, try_lock, writing
 
 RUNS = ".runs"
 POLL_SECONDS = 0.1
@@ -55,7 +55,7 @@ class LocalBackend:
         return self.home / pvc
 
     @contextlib.contextmanager
-    def claim(self, pvc: str, run_name: str) -> Iterator[None]:
+    def claim(self, pvc: str, run_name: str, *, attempt: str = "") -> Iterator[None]:
         """Be the run's only orchestrator while the block runs; a killed one holds nothing.
 
         Raises:
@@ -65,14 +65,17 @@ class LocalBackend:
         with self._opened(self._folder(pvc, run_name), pvc) as lock:
             if not try_lock(lock.fileno()):
                 lock.seek(0)
-                raise BusyError(
-                    f"run_name {run_name!r} is being run by process {lock.read().strip() or '?'} "
-                    "already. Wait for it, or stop it first."
-                )
+                holder, _, theirs = lock.read().partition(" ")
+                if not attempt or theirs != attempt:
+                    raise BusyError(
+                        f"run_name {run_name!r} is being run by process {holder or '?'} already. "
+                        "Wait for it, or stop it first."
+                    )
+                outlive(int(holder), lock.fileno())
             with writing(self.volume(pvc)):
                 # Past the file's buffer, which would try again, and fail again, at its close.
                 os.truncate(lock.fileno(), 0)
-                os.write(lock.fileno(), str(os.getpid()).encode())
+                os.write(lock.fileno(), f"{os.getpid()} {attempt}".encode())
             yield
 
     @contextlib.contextmanager

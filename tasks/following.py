@@ -37,7 +37,7 @@ class Watcher(Protocol):
 
 
 @contextlib.contextmanager
-def claimed(backend: Backend, pvc: str, run_name: str) -> Iterator[None]:
+def claimed(backend: Backend, pvc: str, run_name: str, *, attempt: str = "") -> Iterator[None]:
     """Be the run's only orchestrator while the block runs.
 
     Its end settles the run, also by an error of a step. Whoever is killed settles nothing:
@@ -48,7 +48,7 @@ def claimed(backend: Backend, pvc: str, run_name: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(backend.claim(pvc, run_name))
+            held.enter_context(backend.claim(pvc, run_name, attempt=attempt))
         except PlaceError as error:
             raise RequestError(str(error)) from error
         try:

@@ -57,7 +57,7 @@ class KubernetesBackend:
         self._nameless = uuid.uuid4().hex  # who we are where nobody said
 
     @contextlib.contextmanager
-    def claim(self, pvc: str, run_name: str) -> Iterator[None]:
+    def claim(self, pvc: str, run_name: str, *, attempt: str = "") -> Iterator[None]:
         """Nothing to hold: a Job's name is the lock."""
         yield
 

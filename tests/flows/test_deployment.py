@@ -63,7 +63,7 @@ def api(api_url: str, path: str, **body: Any) -> Any:
     request = urllib.request.Request(
         f"{api_url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=120) as response:
         return json.load(response)
 
 

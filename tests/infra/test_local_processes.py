@@ -216,3 +216,33 @@ def test_a_second_orchestrator_of_a_run_is_refused_until_the_first_is_gone(home:
     holder.wait()
     with backend.claim(PVC, "run"):
         pass
+
+
+ORCHESTRATOR = """
+import sys, time
+from pathlib import Path
+from infra.local_processes import LocalBackend
+with LocalBackend(Path(sys.argv[1])).claim(sys.argv[2], "run", attempt="flow-run-1"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_same_flow_run_started_twice_has_one_orchestrator_after_the_other(home: Path) -> None:
+    command = [sys.executable, "-c", ORCHESTRATOR, str(home), PVC]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True)]
+    try:
+        assert started[0].stdout and started[0].stdout.readline() == "held\n"
+        started += [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "12"]
+        for waiting in started[1:]:
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(1)  # refused, it would have ended
+        # Prefect ends the one it knows of: it takes the one that is at work with it.
+        started[2].send_signal(signal.SIGINT)
+        assert started[2].wait() != 0
+        assert started[0].wait() == -signal.SIGTERM
+        assert started[1].stdout and started[1].stdout.readline() == "held\n"
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
