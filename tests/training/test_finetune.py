@@ -30,8 +30,10 @@ from tests.training.forking import (
 from tests.training.volume import CONTEXT, make_config, make_volume, read_lines, write_store
 from trainer.checkpoints import read_manifest, verify
 from trainer.checkpoints.folder import name_of
+from trainer.errors import EXIT_TERMINATED
 from trainer.events import parse_event
 from trainer.tokens.store import TokenStore
+from trainer.training import launch
 from trainer.training.batches import trained_tokens
 from trainer.training.rehearsal import main as rehearse
 
@@ -381,3 +383,14 @@ def test_lora_names_what_it_cannot_adapt(tmp_path: Path) -> None:
     config = make_config(make_volume(tmp_path), lora={"target_modules": ["nothing_like_it"]})
     assert run_step("finetune", config) == 78
     assert "Name layers of the model in lora's target_modules" in log_of(config)
+
+
+def test_a_process_that_waits_for_one_that_was_stopped_is_not_waited_for_without_end() -> None:
+    waiting, stopped = "import time; time.sleep(60)", f"raise SystemExit({EXIT_TERMINATED})"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for code in (waiting, stopped)]
+    try:
+        assert launch._wait(processes, None, grace_seconds=0.2) == ""
+        assert [process.poll() for process in processes] == [None, EXIT_TERMINATED]
+    finally:
+        processes[0].kill()
+        processes[0].wait()

@@ -116,6 +116,11 @@ def _wait(
             if any(p.poll() not in (None, 0, EXIT_TERMINATED) for p in processes):
                 _linger(processes, LINGER_SECONDS)
                 break
+            if any(p.poll() == EXIT_TERMINATED for p in processes):
+                # Its peers are stopping too, and may be saving; but one that is still meeting
+                # the others waits, where no signal reaches it, for the one that is gone.
+                _linger(processes, grace_seconds)
+                break
             if group is not None and group.broken:
                 # Where another node was stopped, these are stopping too, and may be saving.
                 _linger(processes, grace_seconds if group.stopped else LINGER_SECONDS)
