@@ -16,8 +16,7 @@ from trainer.errors import RequestError
 HOLD = (
     "import time; from flows.embedded_server import embedded_server\n"
     "with embedded_server() as url:\n"
-    "    print(url, flush=True)\n"
-    "    try: time.sleep(100)\n"
+    "    try: print(url, flush=True); time.sleep(100)\n"
     "    except KeyboardInterrupt:\n"
     "        import urllib.request\n"
     "        print(urllib.request.urlopen(url + '/health').status, flush=True)\n"
