@@ -69,7 +69,7 @@ def outlive(holder: int, descriptor: int) -> None:
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except BaseException:
+    except BaseException:  # a signal's exception, whichever Prefect or Python makes of it
         with contextlib.suppress(ProcessLookupError):
             os.kill(holder, signal.SIGTERM)
         raise
