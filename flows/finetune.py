@@ -19,7 +19,7 @@ from tasks.artifacts import show_result, tag_run
 from tasks.deployment import deploy
 from tasks.following import claimed
 from tasks.local_deployment import stays
-from tasks.running import Run, current_watcher, only_compared
+from tasks.running import Run, cancelled_with_its_steps, current_watcher, only_compared
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
 from trainer.config import load_parameters
@@ -46,7 +46,10 @@ def finetune(**given: Any) -> dict[str, Any]:
     )
     tag_run(parameters.model, parameters.dataset)
     _say_what_chooses_nothing(run, parameters)
-    with claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt):
+    with (
+        claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt),
+        cancelled_with_its_steps(run),
+    ):
         if not parameters.inference_only:
             run.plan.update(make_plan(parameters, run))
             fetched = fetch(run)

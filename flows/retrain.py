@@ -22,7 +22,7 @@ from infra.local_processes import LocalBackend
 from infra.place import backend_from_environment
 from tasks.following import claimed
 from tasks.retraining import champion, show_decision
-from tasks.running import Run, compared_by_loss, current_watcher
+from tasks.running import Run, cancelled_with_its_steps, compared_by_loss, current_watcher
 from tasks.steps import fetch, tokenize
 from trainer.config import RunName, load_parameters
 from trainer.errors import RequestError
@@ -55,7 +55,10 @@ def retrain(**given: Any) -> Any:
         nodes=settings.nodes,
         watcher=current_watcher(),
     )
-    with claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt):
+    with (
+        claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt),
+        cancelled_with_its_steps(run),
+    ):
         return _retrain(run, parameters)
 
 

@@ -98,8 +98,13 @@ class Backend(Protocol):
     def cancel(self, spec: StepSpec, *, on_line: Line = unheard) -> None:
         """Stop the step, letting it save first; return when it is gone."""
 
-    def stop(self, pvc: str, run_name: str, *, on_line: Line = unheard) -> list[str]:
-        """Cancel every step of the run that is under way, whoever follows it; their names."""
+    def stop(
+        self, pvc: str, run_name: str, *, attempt: str = "", on_line: Line = unheard
+    ) -> list[str]:
+        """Cancel every step of the run that is under way; return their names.
+
+        Whoever follows it; with an `attempt`, only what nobody but that one follows.
+        """
 
     def hint(self, spec: StepSpec) -> str:
         """How a person follows the step again or cancels it, for who detaches from it."""

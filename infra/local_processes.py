@@ -150,9 +150,13 @@ class LocalBackend:
         run_name: str,
         grace_seconds: float = GRACE_SECONDS,
         *,
+        attempt: str = "",
         on_line: Line = unheard,
     ) -> list[str]:
-        """Cancel every step of the run that is under way; return their names."""
+        """Cancel every step of the run that is under way; return their names.
+
+        Here a run has one orchestrator, see `claim`: an `attempt` changes nothing.
+        """
         running = self.running_steps(pvc, run_name)
         for step in running:
             self._stop(self._folder(pvc, run_name, step), grace_seconds)

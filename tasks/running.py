@@ -141,28 +141,45 @@ def run_step(run: Run, spec: StepSpec) -> Outcome:
     watchers: list[Watcher] = [PrefectWatcher(run.run_name, pictures)]
     if run.watcher is not None:
         watchers.append(run.watcher)
-    try:
-        with told_of_cancel():
-            outcome = follow_step(run.backend, spec, watchers)
-    except TerminationSignal:
-        # A worker that cancels and a machine that goes away send the same signal; only the
-        # server knows which it was. Without a cancel the step goes on without us.
-        if is_cancelled():
-            _cancel(run, spec)
-        raise
+    with told_of_cancel():
+        outcome = follow_step(run.backend, spec, watchers)
     run.outcomes.append(outcome)
     return outcome
 
 
-def _cancel(run: Run, spec: StepSpec) -> None:
-    """End the step; of a run that nobody supervises, have the flow run end as cancelled, too."""
-    run.backend.cancel(spec, on_line=get_run_logger().info)
-    if not is_supervised():
-        raise CancelledInPrefect(
-            f"cancelled in Prefect: the {spec.step} step has saved and ended. "
-            "Run it again to go on.",
-            flow_runs(),
+@contextlib.contextmanager
+def cancelled_with_its_steps(run: Run) -> Iterator[None]:
+    """Around the tasks of a flow: a cancel ends the run's steps, any other end leaves them.
+
+    Also those that an earlier attempt of the flow run left under way, and that this one does
+    not follow yet.
+
+    Raises:
+        CancelledInPrefect: It was cancelled, and no supervisor ends the flow run.
+    """
+    try:
+        yield
+    except TerminationSignal:
+        # A worker that cancels and a machine that goes away send the same signal; only the
+        # server knows which it was. Without a cancel the step goes on without us.
+        if not is_cancelled():
+            raise
+        ended = run.backend.stop(
+            run.parameters["pvc"],
+            run.run_name,
+            attempt=run.attempt,
+            on_line=get_run_logger().info,
         )
+        if is_supervised():
+            raise
+        raise CancelledInPrefect(_what_ended(ended), flow_runs()) from None
+
+
+def _what_ended(steps: list[str]) -> str:
+    what = (
+        f"the {' and '.join(steps)} step has saved and ended" if steps else "no step was under way"
+    )
+    return f"cancelled in Prefect: {what}. Run it again to go on."
 
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)

@@ -116,17 +116,28 @@ class KubernetesBackend:
         jobs = self._run(lambda connection, _: self._unfinished(connection, run_name))
         return sorted(_step_of(job) for job in jobs)
 
-    def stop(self, pvc: str, run_name: str, *, on_line: Line = unheard) -> list[str]:
-        """Cancel every step of the run that is under way, whoever follows it."""
+    def stop(
+        self, pvc: str, run_name: str, *, attempt: str = "", on_line: Line = unheard
+    ) -> list[str]:
+        """Cancel every step of the run that is under way.
+
+        Whoever follows it; with an `attempt`, only what nobody but that one follows.
+        """
 
         async def stop(connection: Connection, outlet: Outlet) -> list[str]:
-            jobs = await self._unfinished(connection, run_name)
-            for job in jobs:
+            stopped = []
+            for job in await self._unfinished(connection, run_name):
                 name = job["metadata"]["name"]
-                outlet.say(f"Job {name} is being deleted: its step saves, then its pods end")
-                await removal.delete(connection, name)
-                await removal.until_gone(connection, job)
-            return sorted(_step_of(job) for job in jobs)
+                if attempt:
+                    follower = followers.follower_name(attempt)
+                    if not await removal.cancel(connection, name, follower, outlet.say):
+                        continue
+                else:
+                    outlet.say(f"Job {name} is being deleted: its step saves, then its pods end")
+                    await removal.delete(connection, name)
+                    await removal.until_gone(connection, job)
+                stopped.append(_step_of(job))
+            return sorted(stopped)
 
         return self._run(stop, on_line)
 

@@ -8,19 +8,24 @@ from infra.kubernetes_backend.connection import Connection, Object, Tell
 POLL_SECONDS = 0.5
 
 
-async def cancel(connection: Connection, name: str, follower: str, tell: Tell) -> None:
-    """Delete the Job unless somebody besides `follower` follows it; return when it is gone."""
+async def cancel(connection: Connection, name: str, follower: str, tell: Tell) -> bool:
+    """Delete the Job unless somebody besides `follower` follows it, and return when it is gone.
+
+    Returns:
+        Whether it is gone.
+    """
     job = await connection.annotate_job(name, followers.departure(follower))
     if job is not None and (others := followers.others(job, follower)):
         tell(f"Job {name} is left to who else follows it: {', '.join(others)}")
-        return
+        return False
     while job is not None and not await connection.delete_job(job):
         job = await connection.read_job(name)
         if job is not None and followers.others(job, follower):
-            return  # adopted by another one between our two requests
+            return False  # adopted by another one between our two requests
     if job is not None:
         tell(f"Job {name} is being deleted: its step saves, then its pods end")
         await until_gone(connection, job)
+    return True
 
 
 async def delete(connection: Connection, name: str) -> None:

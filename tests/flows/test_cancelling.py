@@ -1,19 +1,22 @@
 """A flow run that no worker started is cancelled in Prefect: its step ends, and so does it."""
 
+import os
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from infra.local_processes import LocalBackend
 from tasks import cancelling
-from tasks.cancelling import CancelledInPrefect, ending_as_cancelled
-from tasks.running import Run, run_step
+from tasks.cancelling import SUPERVISED_VARIABLE, CancelledInPrefect, ending_as_cancelled
+from tasks.running import Run, cancelled_with_its_steps, run_step
 from tests.infra.test_local_processes import PVC, backend_at, spec, wait_for_start
 
 
@@ -22,6 +25,11 @@ def cancel_once_it_runs(api_url: str, home: Path, run_id: str) -> None:
     wait_for_start(home)
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         client.set_flow_run_state(run_id, Cancelling())
+
+
+def run_of(backend: LocalBackend, attempt: str) -> Run:
+    parameters = {"run_name": "run", "pvc": PVC, "logs": "logs"}
+    return Run(parameters=parameters, request={}, attempt=attempt, backend=backend)
 
 
 def test_whoever_runs_the_flow_in_a_terminal_is_told_of_a_cancel(
@@ -42,11 +50,9 @@ def test_whoever_runs_the_flow_in_a_terminal_is_told_of_a_cancel(
     @flow
     def follows() -> None:
         ids.append(flow_run.get_id())
-        parameters = {"run_name": "run", "pvc": PVC, "logs": "logs"}
-        run_step(
-            Run(parameters=parameters, request={}, attempt=ids[1], backend=backend),
-            spec(until="never"),
-        )
+        run = run_of(backend, attempt=ids[1])
+        with cancelled_with_its_steps(run):
+            run_step(run, spec(until="never"))
 
     with temporary_settings({PREFECT_API_URL: api_url}):
         words = "cancelled in Prefect: the finetune step"
@@ -56,3 +62,32 @@ def test_whoever_runs_the_flow_in_a_terminal_is_told_of_a_cancel(
             states = [client.read_flow_run(run_id).state for run_id in ids]
     assert [state.type.value for state in states] == ["CANCELLED", "CANCELLED"]
     assert backend.running_steps(PVC, "run") == []
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_cancel_ends_what_an_earlier_attempt_left_and_another_end_leaves_it(
+    api_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    (tmp_path / PVC).mkdir()
+    backend: LocalBackend = backend_at(tmp_path)
+    backend.submit(spec(until="never"))
+    wait_for_start(tmp_path)
+    monkeypatch.setenv(SUPERVISED_VARIABLE, "as a worker sets it")
+
+    @flow
+    def ended_before_it_follows() -> None:
+        with cancelled_with_its_steps(run_of(LocalBackend(tmp_path), flow_run.get_id())):
+            if cancelled:
+                with get_client(sync_client=True) as client:
+                    client.set_flow_run_state(flow_run.get_id(), Cancelling())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # Prefect hands the signal on to the handler that was there, which else ends these tests.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with temporary_settings({PREFECT_API_URL: api_url}), pytest.raises(TerminationSignal):
+            ended_before_it_follows()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert backend.running_steps(PVC, "run") == ([] if cancelled else ["finetune"])
+    backend.stop(PVC, "run", grace_seconds=1)
