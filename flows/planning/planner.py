@@ -10,9 +10,9 @@ from flows.planning.result import Plan
 from flows.planning.work import Machine, Place, Work
 from infra.catalogue import Gpu, Prices, find_gpu
 from trainer import memory_model
-from trainer.config import LoraConfig
 from trainer.memory_model import GIB, Precision, Setting
 from trainer.model_shape import ModelShape
+from trainer.topics import LoraConfig
 
 
 def plan(

@@ -17,8 +17,8 @@ from tests.training.volume import make_config, make_volume, read_lines
 from trainer.checkpoints import newest_good, seal, set_aside, steps_there, verify, verify_run
 from trainer.checkpoints.folder import clear_parts, name_of, part_of, prune
 from trainer.checkpoints.tensors import SliceReader, write_tensors
-from trainer.config import CheckpointsConfig
 from trainer.errors import DamagedError
+from trainer.topics import CheckpointsConfig
 from trainer.training import retrying
 from trainer.training.partitions import KINDS, Slice
 from trainer.training.records import Records

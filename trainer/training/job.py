@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trainer.config import FinetuneConfig, path_on_volume
+from trainer.config import FinetuneConfig
 from trainer.run_folder import RunFolder
 from trainer.training.plan import Shortened, TrainingPlan
+from trainer.volume_paths import path_on_volume
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer import checkpoints, events, journal
 from trainer.checkpoints.folder import clear_parts, name_of
-from trainer.config import FinetuneConfig, path_on_volume
+from trainer.config import FinetuneConfig
 from trainer.errors import RequestError
 from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
@@ -23,6 +23,7 @@ from trainer.training.nodes import Group, meet, node_rank
 from trainer.training.plan import Shortened
 from trainer.training.records import cut_back
 from trainer.training.sizing import Sizing, confirmed, has_gpu, size_up
+from trainer.volume_paths import path_on_volume
 
 # Of the config: who asked, and what run.json says elsewhere.
 _NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes", "plan")
