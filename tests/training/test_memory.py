@@ -17,7 +17,8 @@ from tests.training.forking import Strike, ended_with, log_of, run_step, wait_fo
 from tests.training.volume import make_config, make_volume
 from trainer.config import FinetuneConfig
 from trainer.errors import DoesNotFitError, RequestError
-from trainer.memory_model import CONTEXT_BYTES, USABLE_SHARE, Setting, adapter_parameters, gpu_bytes
+from trainer.memory_choice import USABLE_SHARE
+from trainer.memory_model import CONTEXT_BYTES, Setting, adapter_parameters, gpu_bytes
 from trainer.model_shape import ModelShape
 from trainer.topics import LoraConfig, OptimizerConfig
 from trainer.training import sizing as sizing_module
