@@ -23,8 +23,9 @@ from trainer.model_shape import ModelShape
 from trainer.topics import LoraConfig, OptimizerConfig
 from trainer.training import sizing as sizing_module
 from trainer.training import step
+from trainer.training.adam import compiling_alone
 from trainer.training.adapters import add_adapters
-from trainer.training.engine import Engine, EngineOptions, compiling_alone
+from trainer.training.engine import Engine, EngineOptions
 from trainer.training.loss import CausalLoss
 from trainer.training.sizing import Sizing, confirmed, fit
 

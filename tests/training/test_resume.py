@@ -33,7 +33,9 @@ PLACES = [
     Strike(f"{ENGINE}:Engine.backward", 1, after=True),  # between micro-batches
     Strike(f"{LOOP}:sample", 1, signum=signal.SIGTERM),  # at step 6, an epoch's edge
     Strike(f"{ENGINE}:Engine.step", 1, signum=signal.SIGTERM),  # saves in epoch 2
-    Strike(f"{ENGINE}:_ClippingAdamW.step", 1, after=True),  # weights changed, nothing else
+    Strike(
+        "trainer.training.adam:ClippingAdamW.step", 1, after=True
+    ),  # weights changed, nothing else
     Strike(f"{LOOP}:held_out_loss", 1),
     Strike(f"{LOOP}:held_out_loss", 1, signum=signal.SIGTERM),
     Strike(f"{ENGINE}:Engine.loss", 2, after=True),

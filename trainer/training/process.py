@@ -16,13 +16,13 @@ from trainer.checkpoints.seal import read_manifest
 from trainer.checkpoints.tensors import SliceReader
 from trainer.errors import DoesNotFitError, RequestError
 from trainer.generation import read_prompts
-from trainer.memory_model import effective_stage
+from trainer.memory_model import Precision, effective_stage
 from trainer.models import load_tokenizer
 from trainer.outcome import write_atomically
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
 from trainer.training.base import base_model, weights_for
-from trainer.training.engine import DTYPES, Engine, EngineOptions, Precision, join_processes
+from trainer.training.engine import DTYPES, Engine, EngineOptions
 from trainer.training.figures import engine_record, has_dropout, say
 from trainer.training.final import write_final
 from trainer.training.job import Job
@@ -38,6 +38,7 @@ from trainer.training.plan import Shortened
 from trainer.training.records import cut_back
 from trainer.training.saving import Saver, restore, slices_bytes
 from trainer.training.skipping import BadNumbersError
+from trainer.training.start_up import join_processes
 from trainer.training.stopping import StopRequest
 
 
