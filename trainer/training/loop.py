@@ -10,12 +10,13 @@ from torch import Tensor
 
 from trainer import events, journal
 from trainer.errors import Interrupted
+from trainer.events import say
 from trainer.generation import sample
 from trainer.tokens.store import TokenStore
 from trainer.training import budget
 from trainer.training.batches import Batch, read_ahead, trained_tokens
 from trainer.training.engine import Engine
-from trainer.training.figures import engine_record, finite, say, seed_of
+from trainer.training.figures import engine_record, finite, seed_of
 from trainer.training.job import Job
 from trainer.training.measures import Measures
 from trainer.training.partitions import bring_up_to_date

@@ -15,6 +15,7 @@ from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
 from trainer.checkpoints.tensors import SliceReader
 from trainer.errors import DoesNotFitError, RequestError
+from trainer.events import say
 from trainer.generation import read_prompts
 from trainer.memory_model import Precision, effective_stage
 from trainer.models import load_tokenizer
@@ -23,7 +24,7 @@ from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
 from trainer.training.base import base_model, weights_for
 from trainer.training.engine import DTYPES, Engine, EngineOptions
-from trainer.training.figures import engine_record, has_dropout, say
+from trainer.training.figures import engine_record, has_dropout
 from trainer.training.final import write_final
 from trainer.training.job import Job
 from trainer.training.loop import Loop, Progress

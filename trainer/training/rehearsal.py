@@ -163,7 +163,7 @@ def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) 
         config=config,
         num_ids=store.manifest.vocab_size,
         checkpointed_layers=newer["checkpointed_layers"],
-        checkpoint=name_of(older["step"]),
+        from_step=older["step"],
         until=newer["step"],
         # The clock decided that, after the older one perhaps.
         shortened=Shortened(*newer["shortened"]) if newer.get("shortened") else None,
