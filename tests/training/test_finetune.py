@@ -37,7 +37,7 @@ from trainer.training import launch
 from trainer.training.batches import trained_tokens
 from trainer.training.rehearsal import main as rehearse
 
-ENGINE, LOOP = "trainer.training.engine", "trainer.training.loop"
+ENGINE = "trainer.training.engine"
 
 
 def outcome(config: dict[str, Any]) -> dict[str, Any]:
