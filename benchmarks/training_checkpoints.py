@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import CheckpointsConfig
+from trainer.topics import CheckpointsConfig
 from trainer.training.partitions import KINDS, Slice
 from trainer.training.saving import Saver
 

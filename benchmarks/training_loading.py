@@ -35,10 +35,10 @@ import torch
 from trainer import host_memory
 from trainer.models import load_base
 from trainer.training.base import weights_for
-from trainer.training.engine import DTYPES, Engine, EngineOptions, join_processes
+from trainer.training.engine import DTYPES, Engine, EngineOptions
 from trainer.training.partitions import put_in_place, slices_to_fill
 from trainer.training.saving import restore
-from trainer.training.engine import import_deepspeed
+from trainer.training.start_up import import_deepspeed, join_processes
 import_deepspeed()
 join_processes(int(rank), int(world))
 print("ready", flush=True)

@@ -34,7 +34,7 @@ NEAR, FAR = 100, 100_000
 IMPORTS = """
 import sys
 import trainer.__main__, trainer.training.step, trainer.training.process
-from trainer.training.engine import import_deepspeed
+from trainer.training.start_up import import_deepspeed
 import_deepspeed()
 import deepspeed
 for path in sys.argv[1:]:

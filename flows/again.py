@@ -15,9 +15,9 @@ from flows.parameters import Parameters
 from trainer.checkpoints import read_manifest, steps_there, verify
 from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.links import link_or_copy
-from trainer.config import load_parameters
 from trainer.errors import RequestError
 from trainer.outcome import write_atomically
+from trainer.parsing import load_parameters
 from trainer.run_folder import RunFolder
 
 # What may be another in a fork: the data, its order and the model's form stay.

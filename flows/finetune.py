@@ -22,8 +22,8 @@ from tasks.local_deployment import stays
 from tasks.running import Run, cancelled_with_its_steps, current_watcher, only_compared
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
-from trainer.config import load_parameters
 from trainer.journal import record_flow
+from trainer.parsing import load_parameters
 from trainer.report.page import write_page
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from flows.parameters import Parameters
-from trainer.config import load_parameters
 from trainer.errors import RequestError
+from trainer.parsing import load_parameters
 
 # Source: finetuner-workflow/finetune-workflow.yaml of coreweave/kubernetes-cloud. It trains
 # on all text whatever train_ratio says.

@@ -9,8 +9,8 @@ import yaml
 
 from flows.parameters import Parameters
 from infra.place import HOME_VARIABLE, home_from_environment
-from trainer.config import load_parameters
 from trainer.errors import RequestError
+from trainer.parsing import load_parameters
 
 
 def _home(context: click.Context, option: click.Parameter, value: Path | None) -> Path:

@@ -46,7 +46,7 @@ def adopt(run: str, name: str | None, home: Path, pvc: str) -> None:
     """
     from flows import reference_claim
     from flows.parameters import Parameters
-    from trainer.config import load_parameters
+    from trainer.parsing import load_parameters
 
     named = load_parameters(Parameters, {"run_name": name or run, "pvc": pvc}).run_name
     reference_claim.adopt(home / pvc, run, named)

@@ -14,17 +14,13 @@ from annotated_types import MinLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, WithJsonSchema
 
 from infra.manifests_settings import VARIABLE, ClusterSettings, settings_from_environment
-from trainer.config import (
+from trainer.errors import RequestError
+from trainer.parameter_types import (
     BatchSize,
     BoundaryIndex,
-    BudgetConfig,
-    CheckpointsConfig,
     Count,
     CountOrZero,
-    KernelsConfig,
-    LoraConfig,
     NonEmpty,
-    OptimizerConfig,
     Order,
     Percent,
     Positive,
@@ -32,13 +28,19 @@ from trainer.config import (
     RunName,
     SecretName,
     Seed,
-    ServingConfig,
     Share,
     VolumeName,
     VolumePath,
     ZeroStage,
 )
-from trainer.errors import RequestError
+from trainer.topics import (
+    BudgetConfig,
+    CheckpointsConfig,
+    KernelsConfig,
+    LoraConfig,
+    OptimizerConfig,
+    ServingConfig,
+)
 
 
 def _from_object_or_text(topic: Any) -> BeforeValidator:

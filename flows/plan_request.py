@@ -13,9 +13,10 @@ from flows.planning import Place, Plan, plan
 from infra.catalogue import load_gpus, load_prices
 from tasks import configs
 from trainer import plan_facts
-from trainer.config import TokenizeConfig, path_on_volume
+from trainer.config import TokenizeConfig
 from trainer.errors import RequestError
 from trainer.plan_facts import PlanFacts
+from trainer.volume_paths import path_on_volume
 
 HUB = "https://huggingface.co"
 GIB = 1 << 30

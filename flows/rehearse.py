@@ -25,8 +25,9 @@ from infra.manifests import objects
 from tasks import configs
 from tasks.following import follow_step
 from tasks.specs import step_spec
-from trainer.config import BudgetConfig, is_url, path_on_volume
 from trainer.errors import RequestError, StepError
+from trainer.topics import BudgetConfig
+from trainer.volume_paths import is_url, path_on_volume
 
 Say = Callable[[str], Any]
 # So many contexts are enough for any step: what else is planned does not depend on the text.

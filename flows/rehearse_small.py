@@ -15,8 +15,8 @@ import yaml
 
 from flows.parameters import Parameters
 from tasks import configs
-from trainer.config import is_url
 from trainer.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REFUSED, RequestError, StepError
+from trainer.volume_paths import is_url
 
 Say = Callable[[str], Any]
 BYTES_A_TOKEN = 4.5  # of prose, about: only how much of the text is trained on depends on it

@@ -16,7 +16,7 @@ from infra.manifests import Object, as_yaml, render
 from infra.manifests_settings import ClusterSettings
 from tasks import configs
 from tasks.specs import step_spec
-from trainer.config import path_on_volume
+from trainer.volume_paths import path_on_volume
 
 STEPS = ("fetch", "tokenize", "finetune", "evaluate")
 WITH_DEPLOY = (*STEPS, "deploy")

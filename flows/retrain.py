@@ -24,9 +24,10 @@ from tasks.following import claimed
 from tasks.retraining import champion, show_decision
 from tasks.running import Run, cancelled_with_its_steps, compared_by_loss, current_watcher
 from tasks.steps import fetch, tokenize
-from trainer.config import RunName, load_parameters
 from trainer.errors import RequestError
 from trainer.outcome import Outcome
+from trainer.parameter_types import RunName
+from trainer.parsing import load_parameters
 
 DATED = len("-20261123-999")
 

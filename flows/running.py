@@ -20,8 +20,8 @@ from infra.place import BACKEND_VARIABLE
 from tasks import configs
 from tasks.following import claimed, follow_step
 from tasks.wording import format_seconds
-from trainer.config import path_on_volume
 from trainer.errors import Interrupted, RequestError, StepError
+from trainer.volume_paths import path_on_volume
 
 SAMPLE_WIDTH = 160  # characters of a sample in the summary
 

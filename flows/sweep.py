@@ -30,9 +30,10 @@ from flows.parameters import Parameters, takes
 from flows.trials import Trial, Values, check_losses, going_on, make_trials, picture, rungs, table
 from infra.place import BACKEND_VARIABLE, home_from_environment
 from tasks.running import current_watcher
-from trainer.config import Count, RunName, load_parameters
 from trainer.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, RequestError
 from trainer.outcome import write_atomically
+from trainer.parameter_types import Count, RunName
+from trainer.parsing import load_parameters
 
 Say = Callable[[str], Any]
 FOLDER = "sweeps"

@@ -3,7 +3,7 @@
 import dataclasses
 
 from flows.parameters import Parameters
-from trainer.config import ServingConfig
+from trainer.topics import ServingConfig
 
 # Where steps are processes of this machine, these choose nothing.
 OF_CLUSTERS = (

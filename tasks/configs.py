@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.config import STEP_CONFIGS, SamplingConfig, load_step_config
+from trainer.config import STEP_CONFIGS, load_step_config
+from trainer.topics import SamplingConfig
 
 # What does not define a step's work: a step under way is adopted whatever these are.
 NOT_DEFINING = frozenset(

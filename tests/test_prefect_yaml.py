@@ -10,7 +10,7 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.workers.process import ProcessWorker
 
 from flows.parameters import Parameters
-from trainer.config import load_parameters
+from trainer.parsing import load_parameters
 
 ROOT = Path(__file__).parents[1]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]

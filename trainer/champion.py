@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer import checkpoints, events
-from trainer.config import ChampionConfig, path_on_volume
+from trainer.config import ChampionConfig
 from trainer.errors import DamagedError, RequestError
 from trainer.outcome import write_atomically
 from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore, file_digest
+from trainer.volume_paths import path_on_volume
 
 FOLDER = "retrain"
 NAMES = {"data": "the text", "model": "the base model", "parameters": "the parameters"}

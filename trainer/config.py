@@ -1,90 +1,45 @@
-"""The configuration of each step, and the types and ranges of every parameter.
+"""The configuration of each step: one frozen dataclass, loaded strictly.
 
-One frozen dataclass a step, loaded strictly: an unknown key, a wrong type and a
-value out of range are reported all at once. The type aliases are shared with the
-flow's parameters, so a range stands in one place. Loads no torch: importing this
-costs pydantic alone.
+Loads no torch: importing this costs pydantic alone.
 """
 
-import difflib
-import json
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import field
-from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from annotated_types import Ge, Le
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
-from trainer.errors import RequestError
-
-# --- types and ranges -------------------------------------------------------------------
-
-DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-
-RunName = Annotated[str, StringConstraints(pattern=DNS_LABEL)]
-VolumeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
-NonEmpty = Annotated[str, MinLen(1)]
-Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
-Count = Annotated[int, Gt(0)]
-CountOrZero = Annotated[int, Ge(0)]
-Percent = Annotated[int, Ge(0), Le(100)]
-Share = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
-PositiveOrZero = Annotated[float, Ge(0)]
-ZeroStage = Annotated[int, Ge(0), Le(3)]
-Order = Literal[
-    "",
-    "size_ascending",
-    "size_descending",
-    "name_ascending",
-    "name_descending",
-    "random",
-    "shuffle",
-    "none",
-]
-ServingEngine = Literal["builtin", "vllm"]
-
-
-def _not_zero(value: int) -> int:
-    if value == 0:
-        raise ValueError("must be greater than 0, or -1 to work it out")
-    return value
+from trainer.parameter_types import (
+    STRICT,
+    BatchSize,
+    BoundaryIndex,
+    Count,
+    CountOrZero,
+    NonEmpty,
+    Order,
+    Percent,
+    Positive,
+    PositiveOrZero,
+    RunName,
+    SecretName,
+    Seed,
+    ServingEngine,
+    Share,
+    VolumePath,
+    ZeroStage,
+)
+from trainer.parsing import load_json
+from trainer.topics import (
+    BudgetConfig,
+    CheckpointsConfig,
+    KernelsConfig,
+    LoraConfig,
+    OptimizerConfig,
+    SamplingConfig,
+)
 
 
-def _on_volume(value: str) -> str:
-    if value.startswith("/") or ".." in value.split("/"):
-        raise ValueError("leads out of the volume")
-    return value
-
-
-# Relative to the volume's root; links that lead out of it are refused where they are followed.
-VolumePath = Annotated[str, AfterValidator(_on_volume)]
-BatchSize = Annotated[int, Ge(-1), AfterValidator(_not_zero)]
-BoundaryIndex = Annotated[int, Ge(-1)]
-
-
-def _no_secret(value: str) -> str:
-    """Names of Secrets and variables are short words; keys are long, and must not be shown."""
-    is_long = len(value) >= 32 and "-" not in value
-    if is_long or not re.fullmatch(r"[\w.-]{0,253}", value):
-        raise PydanticCustomError("secret", "looks like a key, and is not shown")
-    return value
-
-
-# Of a Kubernetes Secret; locally of an environment variable or a Prefect Secret block.
-SecretName = Annotated[str, AfterValidator(_no_secret)]
-
-# --- steps ------------------------------------------------------------------------------
-
-_STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class StepConfig:
     """What every step knows."""
 
@@ -98,7 +53,7 @@ class StepConfig:
     """When it asked."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FetchConfig(StepConfig):
     """Check what needs the volume to be checked, and bring the base model there."""
 
@@ -125,7 +80,7 @@ class FetchConfig(StepConfig):
     """Say what would be refused, and touch nothing: no probe of the volume, no download."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizeConfig(StepConfig):
     """Make the store of tokenized contexts, or find the one that is there."""
 
@@ -154,124 +109,7 @@ class TokenizeConfig(StepConfig):
     """Read every file again instead of trusting size, mtime and inode."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class SamplingConfig:
-    """How text is generated from a prompt."""
-
-    prompt_tokens: Count = 200
-    prompt_samples: Count = 5
-    top_k: CountOrZero = 50
-    top_p: Share = 0.95
-    temperature: Positive = 1.0
-    repetition_penalty: Positive = 1.1
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class CheckpointsConfig:
-    """Which checkpoints are kept, and when they are made besides `save_steps`."""
-
-    keep_last: Count = 2
-    """The newest ones that stay."""
-    keep_best: bool = True
-    """Keep the one of the lowest validation loss as well."""
-    max_gib: PositiveOrZero = 0.0
-    """GiB that all may take together; 0: no limit. The newest and the best stay regardless."""
-    every_minutes: PositiveOrZero = 0.0
-    """Minutes between two checkpoints; 0: by `save_steps` alone."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class LoraConfig:
-    """Train low-rank adapters instead of all weights."""
-
-    rank: Count = 8
-    """Width of the adapters."""
-    alpha: Positive = 16.0
-    """Adapters count alpha / rank times."""
-    dropout: Share = 0.0
-    """Share of the adapters' input dropped in training."""
-    target_modules: list[str] = field(default_factory=list)
-    """Names of the layers that get one; empty: what peft knows for the architecture."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class OptimizerConfig:
-    """Adam, and where it is."""
-
-    offload: Literal["", "never", "always"] = ""
-    """Whether its numbers live in host memory (DeepSpeed's CPU Adam); '': where a GPU is full."""
-    adam_bits: Literal[32, 8] = 32
-    """Of Adam's two moments; 8 takes a quarter of the memory, and goes without offload."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class KernelsConfig:
-    """How the model's operations are carried out."""
-
-    compile: bool = False
-    """Have torch.compile write them: minutes at the start, faster steps. Not with zero_stage 3
-    over several processes."""
-    liger: bool = False
-    """Take Liger's fused ones, where it knows the architecture. On a GPU alone."""
-
-
-def _moment(value: str) -> str:
-    if value:
-        datetime.fromisoformat(value)
-    return value
-
-
-Moment = Annotated[str, AfterValidator(_moment)]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class BudgetConfig:
-    """What a run may take: one that is planned to take more is refused before it begins.
-
-    One that turns out to take more ends earlier, with a finished model.
-    """
-
-    max_dollars: PositiveOrZero = 0.0
-    """Of cores, memory and GPUs, at the catalogue's prices; 0: no limit."""
-    max_hours: PositiveOrZero = 0.0
-    """From start to end; 0: no limit."""
-    deadline: Moment = ""
-    """When it must be done: a date or time by ISO 8601, UTC unless it says so; empty: none."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class ServingConfig:
-    """How the finetuned model is served."""
-
-    max_regression: PositiveOrZero = 0.0
-    """How much worse than the revision that serves now its validation loss may be."""
-    engine: ServingEngine = "builtin"
-    """What answers: our own engine, or vLLM, which needs a GPU and an image that has it."""
-    tensorizer_uri: str = ""
-    """Read the weights from this tensorizer file: a URL, or a file in `final/`."""
-    kind: Literal["", "kserve", "deployment"] = ""
-    """On Kubernetes; '' is KServe's InferenceService where the cluster has it."""
-    min_replicas: CountOrZero = 0
-    """Servers that stay when nobody asks."""
-    max_replicas: Count = 1
-    """Servers that may run at a time."""
-    retention_minutes: Count = 20
-    """Minutes that the last server stays after the last request, where min_replicas is 0."""
-    gpus: CountOrZero = 1
-    """GPUs of a server; 0: it runs on the CPU."""
-    cores: Count = 4
-    """CPU cores that a server is sure of."""
-    max_cores: Count = 12
-    """CPU cores that it may use."""
-    memory_gib: Count = 8
-    """Memory that a server is sure of."""
-    max_memory_gib: Count = 60
-    """Memory that it may use."""
-    ready_minutes: Positive = 30.0
-    """Minutes until a new server must be ready, pulling its image included."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FinetuneConfig(StepConfig):
     """Train the base model on a store, from the newest good checkpoint on."""
 
@@ -331,7 +169,7 @@ class FinetuneConfig(StepConfig):
     """What was planned before anything began, for run.json."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig(StepConfig):
     """Compare the base and the finetuned model on the held-out contexts."""
 
@@ -346,7 +184,7 @@ class EvaluateConfig(StepConfig):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ServeConfig(StepConfig):
     """Answer requests with a finetuned model."""
 
@@ -377,7 +215,7 @@ class ServeConfig(StepConfig):
     """Longest time from a request's arrival to the end of its answer."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DeployConfig(StepConfig):
     """Find what is to be served, or check the server of it and record that it takes over."""
 
@@ -397,7 +235,7 @@ class DeployConfig(StepConfig):
     """What the server was made from, for the record."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ChampionConfig(StepConfig):
     """Say whether a series of retrainings has something new, judge its run, or record it."""
 
@@ -430,10 +268,6 @@ STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "champion": ChampionConfig,
 }
 
-# --- loading ----------------------------------------------------------------------------
-
-Config = TypeVar("Config")
-
 
 def load_step_config(step: str, text: str) -> StepConfig:
     """Read the JSON configuration of `step`.
@@ -441,87 +275,4 @@ def load_step_config(step: str, text: str) -> StepConfig:
     Raises:
         RequestError: With every problem there is, each naming its key.
     """
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"the {step} step's config is not JSON ({error})") from error
-    return _validated(STEP_CONFIGS[step], lambda adapter: adapter.validate_json(text))
-
-
-def load_parameters(cls: type[Config], given: Mapping[str, Any]) -> Config:
-    """Make `cls` from what a user typed; numbers may come as strings.
-
-    Raises:
-        RequestError: With every problem there is, each naming its parameter.
-    """
-    return _validated(cls, lambda adapter: adapter.validate_python(dict(given)))
-
-
-def _validated(cls: type[Config], validate: Any) -> Config:
-    adapter = TypeAdapter(cls)
-    try:
-        return validate(adapter)
-    except ValidationError as error:
-        known = list(get_type_hints(cls))
-        raise RequestError(*(_sentence(detail, known) for detail in error.errors())) from error
-
-
-def _sentence(detail: Mapping[str, Any], known: Iterable[str]) -> str:
-    """One problem found by pydantic, in the words of DESIGN's error form."""
-    # pydantic names the dataclass too where a nested value is wrong; users never see that name.
-    name = ".".join(str(part) for part in detail["loc"]) or "the request"
-    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-        return f"{name} is not a parameter." + (f" Did you mean {near[0]}?" if near else "")
-    if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{name} is required."
-    if detail["type"] == "secret":
-        return (
-            f"{name} {detail['msg']}. It is the name of a Kubernetes Secret, or here of an "
-            "environment variable or Prefect Secret block, that holds the key."
-        )
-    got = detail["input"]
-    if detail.get("ctx", {}).get("pattern") == DNS_LABEL:
-        return (
-            f"{name} is not a DNS label of at most 40 characters (got {got!r}). "
-            "Use lower-case letters, digits and '-', beginning and ending with a letter or digit."
-        )
-    expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if "(got " in expected:  # a topic's own check says it all, and may have a key to hide
-        return f"{name}.{expected}"
-    return f"{name} {expected} (got {got!r})."
-
-
-# --- paths on the volume ----------------------------------------------------------------
-
-URL = re.compile(r"^[a-z][a-z0-9+.-]*(::|://)")
-
-
-def is_url(path: str) -> bool:
-    """Whether a dataset is to be read through fsspec rather than from the volume."""
-    return URL.match(path) is not None
-
-
-def path_on_volume(volume: str | Path, name: str, path: str) -> Path:
-    """The place of `path`, which parameter `name` holds, on the volume.
-
-    Args:
-        volume: The volume's root.
-        name: The parameter's name, for the error.
-        path: Relative to the root; need not exist.
-    Raises:
-        RequestError: It is absolute or leads out of the volume, by `..` or a symlink.
-    """
-    root = Path(volume).resolve()
-    resolved = (root / path).resolve()
-    if Path(path).is_absolute() or ".." in Path(path).parts or not resolved.is_relative_to(root):
-        raise RequestError(
-            f"{name} leads out of the volume (got {path!r}). "
-            f"Paths are relative to {root}, without '..' and links that leave it."
-        )
-    return root / path
-
-
-def place_of(volume: str | Path, name: str, uri: str) -> str:
-    """Where the file is that parameter `name` holds: a URL as it is, else a path on the volume."""
-    return uri if is_url(uri) or not uri else str(path_on_volume(volume, name, uri))
+    return load_json(STEP_CONFIGS[step], text, f"the {step} step's config")

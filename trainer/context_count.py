@@ -14,7 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import TokenizeConfig, path_on_volume
+from trainer.config import TokenizeConfig
+from trainer.volume_paths import path_on_volume
 
 if TYPE_CHECKING:
     from trainer.tokens.sources import Source

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer import checkpoints, events
-from trainer.config import EvaluateConfig, path_on_volume, place_of
+from trainer.config import EvaluateConfig
 from trainer.errors import DamagedError, RequestError
 from trainer.outcome import write_atomically
 from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore
+from trainer.volume_paths import path_on_volume, place_of
 
 FORMAT = 1
 DEFAULT_BATCH = 4

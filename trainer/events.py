@@ -63,3 +63,9 @@ def progress(label: str, done: float, total: float | None, unit: str, **figures:
 def notice(message: str) -> None:
     """Say one sentence to whoever watches the run."""
     emit("notice", message=message)
+
+
+def say(message: str) -> None:
+    """Tell both who reads the log and who watches the run."""
+    print(message, flush=True)
+    notice(message)

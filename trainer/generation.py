@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from trainer.config import SamplingConfig
+from trainer.topics import SamplingConfig
 
 
 @torch.no_grad()

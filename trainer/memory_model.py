@@ -1,8 +1,8 @@
-"""How much memory training takes, part by part, and which setting fits: pure arithmetic.
+"""How much memory training takes, part by part: pure arithmetic.
 
-Used on both sides of the house: training takes its micro-batch, offload and layers to
-compute again from it, and `finetune plan` says beforehand what a run will need. So it
-imports the standard library alone and stands in trainer, where flows may read it.
+Used on both sides of the house: training chooses by it (trainer/memory_choice.py), and
+`finetune plan` says beforehand what a run will need. So it imports the standard library
+alone and stands in trainer, where flows may read it.
 
 The formulas follow DeepSpeed 0.19 and this project's engine: bf16 or fp16 weights
 with an fp32 copy and two fp32 moments for Adam; the loss in chunks; fused attention.
@@ -13,16 +13,14 @@ Source: ZeRO (arXiv 1910.02054) for the partitions; Korthikanti et al. (arXiv
 2205.05198) for activations, with the tensors that transformers 5.23 really keeps.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from trainer.model_shape import ModelShape
 
 GIB = 2**30
 Precision = Literal["fp32", "bf16", "fp16"]
-Offload = Literal["", "never", "always"]
 WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 ADAM_BYTES = 12  # a parameter: fp32 copy and two fp32 moments
@@ -33,9 +31,6 @@ LOSS_CHUNK = 2**24  # logits at a time, see trainer/training/loss.py
 CONTEXT_BYTES = int(1.2 * GIB)  # CUDA context, cuBLAS and NCCL workspaces
 PROCESS_BYTES = 4 * GIB  # host memory of Python, torch and CUDA's libraries
 FRAGMENTATION = 0.25  # of what comes and goes in a step, kept by torch's allocator
-USABLE_SHARE = 0.85  # of a GPU: beyond it one odd batch ends the run
-SATURATING_TOKENS = 8192  # in a micro-batch: a larger one makes no GPU faster
-CPU_BATCH = 4  # more gains nothing without a GPU, and makes fewer, coarser steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,54 +264,3 @@ def loss_bytes(shape: ModelShape, setting: Setting) -> int:
         return logits + hidden + head * (4 + (weight if weight < 4 else 0))
     # Logits and their gradient; in fp32: logits, shifted copy, log-probabilities, gradient.
     return setting.tokens * shape.vocabulary * (2 * weight + 4 * 4) + hidden
-
-
-# --- choice -----------------------------------------------------------------------------
-
-
-def choose(
-    shape: ModelShape,
-    setting: Setting,
-    memory_bytes: int,
-    *,
-    batch_size: int = -1,
-    divisor: float = 1.0,
-    offload: Offload = "",
-) -> Setting | None:
-    """The least costly way that fits: no offload before offload, then little recomputing.
-
-    Args:
-        shape: The model.
-        setting: What is given: context, ZeRO stage, processes, precision.
-        memory_bytes: Of one GPU, whole, or a CPU process' part of the host's memory;
-            USABLE_SHARE of it is planned with.
-        batch_size: Contexts in a micro-batch; -1: as many as fit and make it faster.
-        divisor: Divides a batch size that was worked out (`batch_size_divisor`).
-        offload: Whether to; '' is where nothing else fits a GPU.
-    Returns:
-        `setting` with batch size, offload and checkpointed layers; None: nothing fits.
-    """
-    room = int(memory_bytes * USABLE_SHARE)
-    most = max(1, SATURATING_TOKENS // setting.context) if setting.on_gpu else CPU_BATCH
-    sizes = [batch_size] if batch_size > 0 else range(most, 0, -1)
-    for offloaded in offload_ways(setting, offload):
-        for size in sizes:
-            tried = replace(setting, batch_size=size, offload=offloaded, checkpointed_layers=None)
-            if process_bytes(shape, tried) > room:
-                continue
-            if batch_size < 0:
-                tried = replace(tried, batch_size=max(1, math.floor(size / divisor)))
-            return _with_least_recomputing(shape, tried, room)
-    return None
-
-
-def offload_ways(setting: Setting, asked: Offload) -> tuple[bool, ...]:
-    """Whether the optimizer may be kept in host memory, the cheaper way first."""
-    if asked or setting.adam_bits == 8:
-        return (asked == "always",)
-    return (False, True) if setting.on_gpu and setting.zero_stage > 0 else (False,)
-
-
-def _with_least_recomputing(shape: ModelShape, setting: Setting, room: int) -> Setting:
-    settings = (replace(setting, checkpointed_layers=n) for n in range(shape.layers + 1))
-    return next(tried for tried in settings if process_bytes(shape, tried) <= room)

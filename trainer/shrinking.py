@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainer.config import FetchConfig, load_step_config, path_on_volume
+from trainer.config import FetchConfig, load_step_config
 from trainer.errors import EXIT_DONE, RequestError
 from trainer.fetch.hub import fetch_from_hub, fetched_before, parse_hub_id
 from trainer.shrinking_text import copy_beginning
+from trainer.volume_paths import path_on_volume
 
 PROMPTS = 2  # more of them would only take longer
 SMALL_FILES = (".json", ".txt", ".model", ".jinja")

@@ -6,8 +6,8 @@
     gates.py    what would be refused, each with the way out
     planner.py  plan(): all of it together
 
-Pure arithmetic on plain data; nothing is touched. Memory is worked out by
-trainer/memory_model.py, which training chooses its micro-batch with too, so both
+Pure arithmetic on plain data; nothing is touched. Memory is worked out and a setting chosen
+by trainer/memory_model.py and trainer/memory_choice.py, which training uses too, so both
 come to the same; GPUs and prices are data (infra/catalogue.py).
 """
 

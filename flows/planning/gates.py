@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.planning.work import Machine, Work
 from trainer import memory_model
+from trainer.memory_choice import USABLE_SHARE
 from trainer.memory_model import GIB, Setting
 from trainer.model_shape import ModelShape
 
@@ -23,7 +24,7 @@ def context_problems(shape: ModelShape, parameters: Mapping[str, Any]) -> list[s
 
 def does_not_fit(shape: ModelShape, smallest: Setting, machine: Machine, memory_gib: float) -> str:
     needed = memory_model.process_bytes(shape, smallest) / GIB
-    usable = memory_gib * memory_model.USABLE_SHARE
+    usable = memory_gib * USABLE_SHARE
     ways = ["a larger trainer_gpu"] if machine.gpu else ["a machine with more memory"]
     if smallest.batch_size > 1:
         ways.append("batch_size=1 or -1")

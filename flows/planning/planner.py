@@ -1,6 +1,5 @@
 """From a model's dimensions, a number of contexts and parameters to a plan."""
 
-import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -9,10 +8,10 @@ from flows.planning import gates, seconds
 from flows.planning.result import Plan
 from flows.planning.work import Machine, Place, Work
 from infra.catalogue import Gpu, Prices, find_gpu
-from trainer import memory_model
-from trainer.config import LoraConfig
+from trainer import memory_choice, memory_model
 from trainer.memory_model import GIB, Precision, Setting
 from trainer.model_shape import ModelShape
+from trainer.topics import LoraConfig
 
 
 def plan(
@@ -96,7 +95,7 @@ def _setting(
         on_gpu=gpu is not None,
     )
     memory_gib = gpu.memory_gib if gpu else machine.memory_gib / processes
-    chosen = memory_model.choose(
+    chosen = memory_choice.choose(
         shape,
         asked,
         int(memory_gib * GIB),
@@ -106,11 +105,7 @@ def _setting(
     )
     if chosen is not None:
         return chosen, gates.host_problems(shape, chosen, machine)
-    smallest = dataclasses.replace(
-        asked,
-        batch_size=max(1, parameters["batch_size"]),
-        offload=memory_model.offload_ways(asked, offload)[-1],
-    )
+    smallest = memory_choice.smallest(asked, batch_size=parameters["batch_size"], offload=offload)
     return smallest, [gates.does_not_fit(shape, smallest, machine, memory_gib)]
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from tests.hub_double import HubDouble, HubModel
+
 VOCABULARY, WIDTH, POSITIONS = 64, 8, 32
+# Files of a model on the hub that are not downloaded, and those beside the model that are.
+UNWANTED = {
+    "pytorch_model.bin": b"pickle",
+    "flax_model.msgpack": b"flax",
+    "onnx/model.onnx": b"onnx",
+    "modeling.py": b"raise SystemExit('ran code')",
+    ".gitattributes": b"*",
+    "images/logo.json": b"{}",
+    "pytorch_model.bin.index.json": b"{}",
+}
+KEPT = {"README.md": b"# Tiny\n", "LICENSE": b"Free."}
 
 
 def model_files(num_tokens: int = VOCABULARY, head_width: int = 500) -> dict[str, bytes]:
@@ -137,3 +150,22 @@ def edit_config(step: Step) -> Callable[..., None]:
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return edit
+
+
+@pytest.fixture
+def hub(step: Step) -> Iterator[HubDouble]:
+    """A hub with the model org/tiny, and the step pointed to it."""
+    model = HubModel({**model_files(), **UNWANTED, **KEPT})
+    with HubDouble({"org/tiny": model}) as double:
+        step.environment["HF_ENDPOINT"] = double.url
+        yield double
+
+
+def folder(step: Step) -> Path:
+    """Where the model of the hub comes to be."""
+    return step.volume / "models/org/tiny"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

@@ -1,74 +1,11 @@
 """Models from the hub: a double on loopback, the step as a real process."""
 
 import json
-import signal
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-from tests.fetch.conftest import Step, model_files
-from tests.hub_double import COMMIT, HubDouble, HubModel
+from tests.fetch.conftest import KEPT, Step, files, folder, model_files
+from tests.hub_double import COMMIT, HubDouble
 from trainer.events import parse_event
-from trainer.fetch.hub import parse_hub_id
 from trainer.fetch.weights import INDEX, SINGLE
-
-UNWANTED = {
-    "pytorch_model.bin": b"pickle",
-    "flax_model.msgpack": b"flax",
-    "onnx/model.onnx": b"onnx",
-    "modeling.py": b"raise SystemExit('ran code')",
-    ".gitattributes": b"*",
-    "images/logo.json": b"{}",
-    "pytorch_model.bin.index.json": b"{}",
-}
-KEPT = {"README.md": b"# Tiny\n", "LICENSE": b"Free."}
-
-
-@pytest.fixture
-def hub(step: Step) -> Iterator[HubDouble]:
-    """A hub with the model org/tiny, and the step pointed to it."""
-    model = HubModel({**model_files(), **UNWANTED, **KEPT})
-    with HubDouble({"org/tiny": model}) as double:
-        step.environment["HF_ENDPOINT"] = double.url
-        yield double
-
-
-# huggingface_hub writes pieces of 10 MiB: only a larger file is ever half there.
-PIECE_BYTES = 10 * 1024**2
-
-
-@pytest.fixture
-def large(hub: HubDouble) -> bytes:
-    """The model's weights, made large enough to arrive in two pieces."""
-    weights = model_files(head_width=50_000)[SINGLE]
-    assert PIECE_BYTES < len(weights) < 2 * PIECE_BYTES
-    hub.models["org/tiny"].files[SINGLE] = weights
-    return weights
-
-
-def folder(step: Step) -> Path:
-    return step.volume / "models/org/tiny"
-
-
-def kill_half_way(step: Step, hub: HubDouble, large: bytes) -> None:
-    """Begin the download, and kill it when the first piece is on the disk."""
-    hub.stalls = {SINGLE: len(large) - 100_000}
-    process = step.start(model="org/tiny")
-    part = folder(step).with_name(".tiny.partial") / f".{SINGLE}.part"
-    deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size >= PIECE_BYTES):
-        assert time.monotonic() < deadline, "no piece arrived"
-        time.sleep(0.05)
-    process.kill()
-    step.end(process)
-    hub.go_on.set()
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def test_model_is_downloaded_once_without_what_is_not_wanted(step: Step, hub: HubDouble) -> None:
@@ -225,78 +162,10 @@ def test_the_plan_step_reads_the_models_config_and_brings_nothing(
     assert files(step.volume) == before
 
 
-def test_trouble_of_the_hub_is_waited_for(step: Step, hub: HubDouble) -> None:
-    hub.failures = {"/api/models/org/tiny": 2, SINGLE: 1}
-    ended = step.run(model="org/tiny")
-    assert ended.exit_code == 0, ended.errors
-    assert "the hub has trouble" in ended.output
-
-
-def test_hub_that_does_not_answer_is_no_fault_of_the_request(step: Step, hub: HubDouble) -> None:
-    step.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    ended = step.run(model="org/tiny")
-    assert ended.exit_code == 1
-    assert "the hub at http://127.0.0.1:9 does not answer" in ended.outcome["message"]
-
-
 def test_offline_mode_is_respected(step: Step, hub: HubDouble) -> None:
     step.environment["HF_HUB_OFFLINE"] = "1"
     assert "HF_HUB_OFFLINE" in step.refused(model="org/tiny")
     assert hub.requests == []
-
-
-def test_stream_that_is_cut_off_is_gone_on_with(step: Step, hub: HubDouble, large: bytes) -> None:
-    hub.cuts = {SINGLE: len(large) - 1}
-    ended = step.run(model="org/tiny")
-    assert ended.exit_code == 0, ended.errors
-    assert hub.gets(SINGLE) == ["", f"bytes={PIECE_BYTES}-"]
-    assert files(folder(step))[SINGLE] == large
-
-
-def test_killed_download_is_gone_on_with_and_never_looks_complete(
-    step: Step, hub: HubDouble, large: bytes
-) -> None:
-    kill_half_way(step, hub, large)
-    assert not folder(step).exists()
-    ended = step.run(model="org/tiny")
-    assert ended.exit_code == 0, ended.errors
-    assert hub.gets(SINGLE) == ["", f"bytes={PIECE_BYTES}-"]
-    assert files(folder(step))[SINGLE] == large
-
-
-def test_signal_ends_a_download_at_once(step: Step, hub: HubDouble) -> None:
-    hub.stalls = {SINGLE: 10_000}
-    process = step.start(model="org/tiny")
-    assert hub.stalled.wait(60)
-    process.send_signal(signal.SIGTERM)
-    ended = step.end(process)  # while the hub still holds the stream
-    assert ended.exit_code == 143
-    assert ended.outcome["status"] == "interrupted"
-    assert not folder(step).exists()
-    # Not after the library lost patience with the stream and asked again.
-    assert hub.gets(SINGLE) == [""]
-
-
-def test_damaged_file_is_not_kept(step: Step, hub: HubDouble) -> None:
-    right = model_files()[SINGLE]
-    hub.damaged = {SINGLE: right[:-1] + b"?"}
-    ended = step.run(model="org/tiny")
-    assert ended.exit_code == 1
-    assert "model.safetensors of org/tiny arrived damaged" in ended.outcome["message"]
-    assert not folder(step).exists()
-    hub.damaged.clear()
-    assert step.run(model="org/tiny").exit_code == 0
-    assert files(folder(step))[SINGLE] == right
-
-
-def test_remains_of_another_commit_are_replaced(step: Step, hub: HubDouble, large: bytes) -> None:
-    kill_half_way(step, hub, large)
-    newer = large[:5_000_000] + bytes(4) + large[5_000_004:]
-    hub.models["org/tiny"].files[SINGLE] = newer
-    ended = step.run(model="org/tiny")
-    assert ended.exit_code == 0, ended.errors
-    assert "model.safetensors not as the hub has it: downloaded again" in ended.output
-    assert files(folder(step))[SINGLE] == newer
 
 
 def test_token_goes_to_the_hub_alone(step: Step, hub: HubDouble) -> None:
@@ -326,16 +195,6 @@ def test_two_at_once_download_once(step: Step, hub: HubDouble) -> None:
     assert hub.gets(SINGLE) == [""]
 
 
-def test_file_that_was_lost_later_is_fetched_again(step: Step, hub: HubDouble) -> None:
-    assert step.run(model="org/tiny").exit_code == 0
-    (folder(step) / "tokenizer.json").unlink()
-    ended = step.run(model="org/tiny")
-    assert ended.exit_code == 0, ended.errors
-    assert "no longer whole" in ended.output
-    assert hub.gets("tokenizer.json") == ["", ""]
-    assert hub.gets(SINGLE) == [""], "what was still good came again"
-
-
 def test_model_that_a_user_put_in_its_place_is_taken(step: Step, hub: HubDouble) -> None:
     folder(step).parent.mkdir()
     (step.volume / "models/tiny").rename(folder(step))
@@ -343,32 +202,3 @@ def test_model_that_a_user_put_in_its_place_is_taken(step: Step, hub: HubDouble)
     assert ended.exit_code == 0, ended.errors
     assert ended.outcome["reused"] is True
     assert hub.requests == []
-
-
-@pytest.mark.parametrize(
-    ("text", "id", "revision"),
-    [
-        ("EleutherAI/gpt-j-6B", "EleutherAI/gpt-j-6B", ""),
-        ("gpt2", "gpt2", ""),
-        ("a/b@v1.0", "a/b", "v1.0"),
-        ("a/b@refs/pr/1", "a/b", "refs/pr/1"),
-    ],
-)
-def test_hub_ids_are_read(text: str, id: str, revision: str) -> None:
-    parsed = parse_hub_id(text)
-    assert parsed is not None
-    assert (parsed.id, parsed.revision) == (id, revision)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["a/b/c", "/a", "a/", "", "a b", "../a", "a/..", "a--b/c", "a/b@", "s3://a/b", "a/b@../c"],
-)
-def test_other_texts_are_no_hub_ids(text: str) -> None:
-    assert parse_hub_id(text) is None
-
-
-def test_folder_of_a_hub_id_is_one_below_models() -> None:
-    parsed = parse_hub_id("org/name@refs/pr/1")
-    assert parsed is not None
-    assert parsed.folder(tokenizer_only=True) == "models/org/name@refs--pr--1--tokenizer"

@@ -4,8 +4,9 @@ import pytest
 
 from flows.parameters import Parameters
 from flows.without_effect import without_effect
-from trainer.config import LoraConfig, load_parameters
 from trainer.errors import RequestError
+from trainer.parsing import load_parameters
+from trainer.topics import LoraConfig
 
 # Section 4 of the design: groups in its order, name=default. Users of the reference know these.
 DESIGNED = """

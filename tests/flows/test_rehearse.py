@@ -20,8 +20,9 @@ from tests.hub_double import HubDouble, HubModel
 from tests.kubernetes_double.cluster import Cluster
 from tests.object_store import s3_server
 from tests.plan.models import GPT_J_6B
-from trainer.config import FetchConfig, load_parameters
+from trainer.config import FetchConfig
 from trainer.errors import RequestError
+from trainer.parsing import load_parameters
 from trainer.shrinking import shrink, shrunken
 
 RIGHT = {"run_name": "first", "model": "models/tiny", "context": 64, "batch_size": 1}

@@ -14,8 +14,8 @@ from flows.render import UNKNOWN_STORE, render_request
 from infra.backend import work_key
 from tasks import configs
 from tasks.specs import step_spec
-from trainer.config import load_parameters
 from trainer.errors import RequestError
+from trainer.parsing import load_parameters
 
 STORE = "tokens/dataset-0123456789abcdef"
 

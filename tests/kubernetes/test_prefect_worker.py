@@ -25,7 +25,7 @@ from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.store import Object
 from tests.prefect_processes import PREFECT, prefect_environment, prefect_server, worker
-from trainer.config import load_parameters
+from trainer.parsing import load_parameters
 from trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from flows.parameters import Parameters
 from flows.plan_request import gather, plan_request, plan_with
 from flows.planning import Plan
 from tests.plan.models import GPT_2
-from trainer.config import load_parameters
 from trainer.errors import RequestError
+from trainer.parsing import load_parameters
 from trainer.plan_facts import step_seconds
 
 FIELDS = (  # DESIGN 8.1, and the room that there is

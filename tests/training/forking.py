@@ -26,7 +26,7 @@ import trainer.training.step  # noqa: F401  imported here so that forks need not
 from trainer import __main__ as command
 from trainer.outcome import write_atomically
 from trainer.training import launch
-from trainer.training.engine import import_deepspeed
+from trainer.training.start_up import import_deepspeed
 
 torch.set_num_threads(1)
 import_deepspeed()

@@ -12,9 +12,10 @@ from tests.training.forking import log_of, run_forked, run_step
 from tests.training.volume import make_config, make_volume, read_lines
 from trainer import __main__ as command
 from trainer.checkpoints import verify
-from trainer.config import BudgetConfig, FinetuneConfig
+from trainer.config import FinetuneConfig
 from trainer.errors import RequestError
 from trainer.run_folder import RunFolder
+from trainer.topics import BudgetConfig
 from trainer.training import budget, rehearsal
 from trainer.training.budget import end_by, last_step
 

@@ -1,43 +1,29 @@
 """What the finetune step makes, refuses, reuses and says."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.training.forking import (
-    Strike,
-    ended_with,
-    log_of,
-    run_forked,
-    run_step,
-    start_step,
-    wait_for,
-)
+from tests.training.forking import Strike, ended_with, log_of, run_forked, run_step
 from tests.training.volume import CONTEXT, make_config, make_volume, read_lines, write_store
 from trainer.checkpoints import read_manifest, verify
 from trainer.checkpoints.folder import name_of
-from trainer.errors import EXIT_TERMINATED
 from trainer.events import parse_event
 from trainer.tokens.store import TokenStore
-from trainer.training import launch
 from trainer.training.batches import trained_tokens
 from trainer.training.rehearsal import main as rehearse
 
-ENGINE, LOOP = "trainer.training.engine", "trainer.training.loop"
+ENGINE = "trainer.training.engine"
 
 
 def outcome(config: dict[str, Any]) -> dict[str, Any]:
@@ -165,60 +151,6 @@ def test_batches_of_another_shape_make_the_same_steps(tmp_path: Path) -> None:
     assert curves[2] == pytest.approx(curves[0], abs=1e-5)
 
 
-def poison(volume: Path, word: int, contexts: list[int]) -> None:
-    """Make a word's embedding infinite, and put it into some contexts alone."""
-    path = volume / "models" / "tiny" / "model.safetensors"
-    weights = load_file(path)
-    weights["transformer.wte.weight"][word] = float("inf")
-    save_file(weights, path, metadata={"format": "pt"})
-    store = TokenStore.open(volume / "tokens" / "tiny")
-    ids, lengths = np.array(store.contexts), np.array(store.lengths)
-    ids[ids == word] = 1
-    ids[contexts, 2] = word
-    shutil.rmtree(volume / "tokens")
-    write_store(volume / "tokens" / "tiny", ids, lengths, store.manifest.num_train_contexts)
-
-
-ENGINES = [(0, 1, "fp32"), (0, 2, "fp32"), (1, 2, "fp32"), (2, 2, "fp32"), (3, 2, "fp32")]
-ENGINES += [(1, 1, "bf16"), (2, 2, "bf16"), (3, 2, "bf16")]
-
-
-@pytest.mark.parametrize(("stage", "processes", "precision"), ENGINES)
-def test_a_bad_step_is_left_out_and_named(
-    tmp_path: Path, stage: int, processes: int, precision: str
-) -> None:
-    volume = make_volume(tmp_path)
-    poison(volume, word=95, contexts=[6])
-    changes = {"zero_stage": stage, "processes": processes, "gradients": 2 // processes}
-    changes["precision"] = precision  # type: ignore[assignment]
-    config = make_config(volume, no_shuffle=True, epochs=1, save_steps=0, **changes)
-    assert run_step("finetune", config) == 0, log_of(config)
-    [skipped] = read_lines(volume / "run" / "skipped.jsonl")
-    assert skipped["step"] == 2 and skipped["contexts"] == [6, 7]  # its micro-batch
-    assert skipped["documents"] == ["dataset/made-up.txt#7", "dataset/made-up.txt#8"]
-    lines = read_lines(volume / "run" / "metrics.jsonl")
-    losses = [line for line in lines if "loss" in line]
-    assert [line["loss"] is None for line in losses] == [False, True, *[False] * 4]
-    weights = load_file(volume / "run" / "final" / "model.safetensors")
-    weights["transformer.wte.weight"][95] = 0
-    assert all(torch.isfinite(w).all() for w in weights.values())
-    assert "step 2 was left out" in log_of(config)
-
-
-def test_after_three_bad_steps_it_goes_back_once_and_then_stops(tmp_path: Path) -> None:
-    volume = make_volume(tmp_path)
-    poison(volume, word=95, contexts=[8, 12, 16])  # steps 3 to 5
-    config = make_config(volume, no_shuffle=True, epochs=1, save_steps=1)
-    assert run_step("finetune", config) == 1
-    log = log_of(config)
-    assert "The run goes back to step-00000004, once." in log
-    assert "take a lower learn_rate" in log
-    assert log.count("\nstep 5 was left out") == 2
-    assert run_step("finetune", config) == 1  # by whoever tries again what failed
-    assert log_of(config).count("The run goes back") == log.count("The run goes back")
-    assert log_of(config).count("\nstep 5 was left out") == 3
-
-
 def test_checkpoints_by_the_clock_say_the_loss_of_their_own_weights(tmp_path: Path) -> None:
     changes = {"save_steps": 0, "processes": 2, "gradients": 1, "zero_stage": 2, "epochs": 1}
     by_step = make_config(make_volume(tmp_path / "by-step"), **changes)
@@ -272,125 +204,3 @@ def test_curves_have_each_step_once_after_going_on(tmp_path: Path) -> None:
     assert [event.step for event in found] == list(range(1, 13))
     assert [event.value for event in found] == pytest.approx([x["loss"] for x in lines])
     assert [event.step for event in curves.Scalars("train/eval_loss")] == [4, 8, 12]
-
-
-def test_one_process_that_dies_ends_the_step_and_leaves_none_behind(tmp_path: Path) -> None:
-    config = make_config(make_volume(tmp_path), processes=2, gradients=1, zero_stage=2)
-    strike = Strike(f"{ENGINE}:Engine.backward", 5, rank=1)
-    assert run_step("finetune", config, strike) == 1
-    assert "training process 1 of 2 ended with signal SIGKILL" in log_of(config)
-    leftovers = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
-    assert leftovers.stdout == ""
-
-
-def test_the_real_command_trains_in_two_processes_and_stops_on_sigterm(tmp_path: Path) -> None:
-    config = make_config(
-        make_volume(tmp_path), processes=2, gradients=1, zero_stage=1, epochs=2000, save_steps=0
-    )
-    path, log = tmp_path / "config.json", tmp_path / "log"
-    path.write_text(json.dumps(config))
-    with open(log, "wb") as out:
-        step = subprocess.Popen(
-            [sys.executable, "-m", "trainer", "finetune", str(path)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    try:
-        while step.poll() is None and '"done": 3,' not in log.read_text():
-            time.sleep(0.05)
-        step.send_signal(signal.SIGTERM)
-        assert step.wait(60) == 143, log.read_text()[-3000:]
-    finally:
-        step.kill()
-        step.wait()
-    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
-    assert read_manifest(checkpoint).about["step"] == lines[-1]["step"] >= 3
-    assert verify(checkpoint) == []
-    noise = [x for x in log.read_text().splitlines() if not x.startswith("::finetune")]
-    assert len(noise) == 1 and noise[0].startswith("stopped by SIGTERM after step")
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, processes: int) -> None:
-    config = make_config(make_volume(tmp_path), epochs=2000, save_steps=0, processes=processes)
-    pid = start_step("finetune", config)
-    while '"done": 3,' not in log_of(config):
-        time.sleep(0.05)
-    training = psutil.Process(pid).children() or [psutil.Process(pid)]
-    for process in training:
-        process.suspend()  # so that both arrive before it can save
-    os.kill(pid, signal.SIGINT)
-    if processes == 1:
-        os.kill(pid, signal.SIGCONT)
-    else:
-        time.sleep(0.3)  # who launched them is not suspended, and takes the first one
-    os.kill(pid, signal.SIGINT)
-    assert wait_for(pid) == 143
-    if processes > 1:  # to one process both may have come as one
-        assert not list((tmp_path / "run").glob("checkpoints/step-*"))
-
-
-def test_sigterm_while_its_processes_only_start_is_an_interruption(tmp_path: Path) -> None:
-    config = make_config(make_volume(tmp_path), processes=2, gradients=1)
-    path, log = tmp_path / "config.json", tmp_path / "log"
-    path.write_text(json.dumps(config))
-    with open(log, "wb") as out:
-        command = [sys.executable, "-m", "trainer", "finetune", str(path)]
-        step = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        while step.poll() is None and len(psutil.Process(step.pid).children()) < 2:
-            time.sleep(0.005)
-        time.sleep(0.05)  # both are Python by now, and have no handler of their own yet
-        step.send_signal(signal.SIGTERM)
-        assert step.wait(60) == 143, log.read_text()
-    finally:
-        step.kill()
-        step.wait()
-
-
-def test_lora_trains_adapters_alone_and_merges_them(tmp_path: Path) -> None:
-    volume = make_volume(tmp_path)
-    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
-    base = load_file(volume / "models" / "tiny" / "model.safetensors")
-    runs = []
-    for name, strike in (("whole", None), ("broken", Strike(f"{ENGINE}:Engine.step", 7))):
-        config = make_config(volume, run_name=name, request={}, lora=lora)
-        if strike:
-            assert run_step("finetune", config, strike) == -signal.SIGKILL
-        assert run_step("finetune", config) == 0, log_of(config)
-        runs.append(volume / name)
-    weights = [load_file(run / "final" / "model.safetensors") for run in runs]
-    assert all(torch.equal(weights[1][name], w) for name, w in weights[0].items())
-    changed = {
-        name.split(".")[-2] for name, w in weights[0].items() if not torch.equal(w, base[name])
-    }
-    assert changed == {"q_proj", "v_proj"}
-    assert verify(runs[0] / "final") == []
-    from peft import PeftModel
-
-    model = AutoModelForCausalLM.from_pretrained(volume / "models" / "tiny")
-    merged = PeftModel.from_pretrained(model, runs[0] / "final" / "adapter").merge_and_unload()
-    for name, weight in merged.state_dict().items():
-        torch.testing.assert_close(weight, weights[0][name])
-    [manifest] = (runs[0] / "checkpoints").glob("step-00000012/manifest.json")
-    size = sum(f["bytes"] for f in json.loads(manifest.read_text())["files"].values())
-    assert size < sum(w.numel() * 12 for w in base.values()) / 4
-
-
-def test_lora_names_what_it_cannot_adapt(tmp_path: Path) -> None:
-    config = make_config(make_volume(tmp_path), lora={"target_modules": ["nothing_like_it"]})
-    assert run_step("finetune", config) == 78
-    assert "Name layers of the model in lora's target_modules" in log_of(config)
-
-
-def test_a_process_that_waits_for_one_that_was_stopped_is_not_waited_for_without_end() -> None:
-    waiting, stopped = "import time; time.sleep(60)", f"raise SystemExit({EXIT_TERMINATED})"
-    processes = [subprocess.Popen([sys.executable, "-c", code]) for code in (waiting, stopped)]
-    try:
-        assert launch._wait(processes, None, grace_seconds=0.2) == ""
-        assert [process.poll() for process in processes] == [None, EXIT_TERMINATED]
-    finally:
-        processes[0].kill()
-        processes[0].wait()

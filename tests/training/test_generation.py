@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.training.volume import CONTEXT, make_model, make_tokenizer
-from trainer.config import SamplingConfig
 from trainer.generation import prompt_ids, read_prompts, sample
+from trainer.topics import SamplingConfig
 
 SAMPLING = SamplingConfig(prompt_tokens=6, prompt_samples=3)
 

@@ -15,14 +15,17 @@ from transformers import AutoModelForCausalLM, GPTJConfig, GPTNeoXConfig, LlamaC
 
 from tests.training.forking import Strike, ended_with, log_of, run_step, wait_for
 from tests.training.volume import make_config, make_volume
-from trainer.config import FinetuneConfig, LoraConfig, OptimizerConfig
+from trainer.config import FinetuneConfig
 from trainer.errors import DoesNotFitError, RequestError
-from trainer.memory_model import CONTEXT_BYTES, USABLE_SHARE, Setting, adapter_parameters, gpu_bytes
+from trainer.memory_choice import USABLE_SHARE
+from trainer.memory_model import CONTEXT_BYTES, Setting, adapter_parameters, gpu_bytes
 from trainer.model_shape import ModelShape
+from trainer.topics import LoraConfig, OptimizerConfig
 from trainer.training import sizing as sizing_module
 from trainer.training import step
+from trainer.training.adam import compiling_alone
 from trainer.training.adapters import add_adapters
-from trainer.training.engine import Engine, EngineOptions, compiling_alone
+from trainer.training.engine import Engine, EngineOptions
 from trainer.training.loss import CausalLoss
 from trainer.training.sizing import Sizing, confirmed, fit
 

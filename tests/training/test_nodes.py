@@ -26,7 +26,7 @@ from trainer.training import launch, nodes
 from trainer.training.nodes import RANK_VARIABLE, Group, meet
 from trainer.training.records import MEASURED
 
-ENGINE, LOOP = "trainer.training.engine", "trainer.training.loop"
+ENGINE = "trainer.training.engine"
 KILLED, STOPPED, LOST = -signal.SIGKILL, 143, 75
 
 
@@ -69,7 +69,7 @@ def test_nodes_that_end_in_turn_train_what_one_node_with_as_many_processes_train
         # A process of the second node is killed: that node failed, the first only lost it.
         ((None, Strike(f"{ENGINE}:Engine.step", 3, rank=1)), (LOST, 1)),
         # The first node, with the store, is killed.
-        ((Strike(f"{LOOP}:held_out_loss", 1), None), (KILLED, LOST)),
+        ((Strike("trainer.training.looking:held_out_loss", 1), None), (KILLED, LOST)),
         # The first node is evicted: all save, and only it was stopped.
         ((Strike(f"{ENGINE}:Engine.step", 1, signum=signal.SIGTERM), None), (STOPPED, LOST)),
         # The first node is killed while it alone writes the final model.

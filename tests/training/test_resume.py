@@ -17,7 +17,7 @@ from trainer.checkpoints import read_manifest, verify_run
 from trainer.training.records import MEASURED
 from trainer.training.stopping import too_late
 
-ENGINE, LOOP, SAVING = "trainer.training.engine", "trainer.training.loop", "trainer.training.saving"
+ENGINE, LOOKING, SAVING = (f"trainer.training.{name}" for name in ("engine", "looking", "saving"))
 
 # In order: each begins where the one before left off. 21 contexts, 4 a step: 6 steps an epoch.
 PLACES = [
@@ -31,11 +31,13 @@ PLACES = [
     Strike(f"{SAVING}:seal", 1, after=True),  # sealed, not verified, not pruned
     Strike("trainer.training.process:restore"),  # while loading a checkpoint
     Strike(f"{ENGINE}:Engine.backward", 1, after=True),  # between micro-batches
-    Strike(f"{LOOP}:sample", 1, signum=signal.SIGTERM),  # at step 6, an epoch's edge
+    Strike(f"{LOOKING}:sample", 1, signum=signal.SIGTERM),  # at step 6, an epoch's edge
     Strike(f"{ENGINE}:Engine.step", 1, signum=signal.SIGTERM),  # saves in epoch 2
-    Strike(f"{ENGINE}:_ClippingAdamW.step", 1, after=True),  # weights changed, nothing else
-    Strike(f"{LOOP}:held_out_loss", 1),
-    Strike(f"{LOOP}:held_out_loss", 1, signum=signal.SIGTERM),
+    Strike(
+        "trainer.training.adam:ClippingAdamW.step", 1, after=True
+    ),  # weights changed, nothing else
+    Strike(f"{LOOKING}:held_out_loss", 1),
+    Strike(f"{LOOKING}:held_out_loss", 1, signum=signal.SIGTERM),
     Strike(f"{ENGINE}:Engine.loss", 2, after=True),
     Strike("trainer.checkpoints.folder:shutil.rmtree", 1),  # a pruned one half deleted
     Strike("trainer.training.final:golden_answers", 1),

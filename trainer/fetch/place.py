@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.config import FetchConfig, is_url, path_on_volume
+from trainer.config import FetchConfig
 from trainer.errors import RequestError
 from trainer.run_folder import STAYING, RunFolder
+from trainer.volume_paths import is_url, path_on_volume
 
 PROBE_BYTES = 64 * 1024
 _FULL = {

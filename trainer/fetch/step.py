@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.config import FetchConfig, is_url, path_on_volume
+from trainer.config import FetchConfig
 from trainer.errors import RequestError
 from trainer.fetch.dataset import check_dataset
 from trainer.fetch.hub import fetch_from_hub, fetched_before, parse_hub_id
@@ -18,6 +18,7 @@ from trainer.fetch.tensorized import check_tensorized
 from trainer.fetch.tokenizer_folder import count_token_ids
 from trainer.steps import StepResult
 from trainer.tokens.sources import Source
+from trainer.volume_paths import is_url, path_on_volume
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from trainer.config import place_of
 from trainer.errors import RequestError
+from trainer.volume_paths import place_of
 
 _MAGIC = b"|TZR|"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from trainer.config import is_url
 from trainer.errors import DamagedError, RequestError
+from trainer.volume_paths import is_url
 
 
 def load_tensorized(model: Any, place: str) -> Any:

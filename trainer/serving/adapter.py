@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.config import path_on_volume
 from trainer.models import load_model, load_tokenizer
+from trainer.volume_paths import path_on_volume
 
 SETTINGS = "adapter_config.json"
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import verify
-from trainer.config import FinetuneConfig, load_step_config, path_on_volume
+from trainer.config import FinetuneConfig, load_step_config
 from trainer.errors import RequestError
 from trainer.models import load_tokenizer
 from trainer.run_folder import RunFolder
 from trainer.tokens.store import TokenStore
 from trainer.training.final import checkpointed_model
 from trainer.training.job import Job
+from trainer.volume_paths import path_on_volume
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -13,12 +13,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.checkpoints.seal import MANIFEST, file_record, read_manifest
-from trainer.config import ServeConfig, is_url, path_on_volume
+from trainer.config import ServeConfig
 from trainer.errors import RequestError
 from trainer.models import base_dtype, load_base, load_config, load_tokenizer
 from trainer.serving.adapter import SETTINGS, is_adapter, load_adapter
 from trainer.serving.checkpoint import is_checkpoint, load_checkpoint
 from trainer.serving.gate import TOKENIZER_FILES, tokenizer_digest
+from trainer.volume_paths import is_url, path_on_volume
 
 Result = TypeVar("Result")
 

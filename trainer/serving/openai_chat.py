@@ -10,7 +10,7 @@ from annotated_types import Ge, Le, MinLen
 from jinja2 import TemplateError
 from pydantic.dataclasses import dataclass
 
-from trainer.config import Count, CountOrZero, Positive
+from trainer.parameter_types import Count, CountOrZero, Positive
 from trainer.serving.bodies import ApiError
 from trainer.serving.openai_format import (
     STRICT,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from pydantic.dataclasses import dataclass
 
-from trainer.config import CountOrZero, Positive
+from trainer.parameter_types import CountOrZero, Positive
 from trainer.serving.bodies import ApiError
 from trainer.serving.openai_format import (
     STRICT,

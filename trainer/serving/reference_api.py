@@ -13,7 +13,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from trainer.config import Count, CountOrZero, Positive, Seed
+from trainer.parameter_types import Count, CountOrZero, Positive, Seed
 from trainer.serving.bodies import ApiError, checked_body, read_json
 from trainer.serving.sampling import Sampling
 from trainer.serving.sequences import SequenceRequest

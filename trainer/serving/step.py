@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from trainer.config import ServeConfig, path_on_volume
+from trainer.config import ServeConfig
 from trainer.errors import RequestError, StepError
 from trainer.outcome import write_atomically
 from trainer.serving.engine import Engine, Limits
@@ -29,6 +29,7 @@ from trainer.serving.server import listen, serve
 from trainer.serving.service import Service
 from trainer.serving.vllm_engine import VllmEngine
 from trainer.steps import StepResult
+from trainer.volume_paths import path_on_volume
 
 
 def run(config: ServeConfig) -> StepResult:

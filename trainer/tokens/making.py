@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import TokenizeConfig, path_on_volume
+from trainer.config import TokenizeConfig
 from trainer.errors import RequestError
 from trainer.tokens import store as stores
 from trainer.tokens.build import ContextWriter, HeldOut, shuffle
@@ -23,6 +23,7 @@ from trainer.tokens.split import ShareCount, Split
 from trainer.tokens.store import Manifest
 from trainer.tokens.supply import Supply
 from trainer.tokens.vocabulary import check_embeddings, load_vocabulary, resolve
+from trainer.volume_paths import path_on_volume
 
 
 def make_store(

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import TokenizeConfig, is_url, path_on_volume
+from trainer.config import TokenizeConfig
 from trainer.errors import RequestError
 from trainer.outcome import write_atomically
 from trainer.tokens import store as stores
 from trainer.tokens.sources import Source
 from trainer.tokens.store import Manifest, file_digest
 from trainer.tokens.vocabulary import TokenIds, check_embeddings, load_vocabulary, resolve
+from trainer.volume_paths import is_url, path_on_volume
 
 SUFFIX = ".tokens"
 ID = np.dtype("<u2")

@@ -43,7 +43,7 @@ def list_sources(volume: str, dataset: str) -> list[Source]:
         StepError: A listing failed; it names the object.
     """
     # Not above: processes that only read sources do without pydantic, half of their start.
-    from trainer.config import is_url, path_on_volume
+    from trainer.volume_paths import is_url, path_on_volume
 
     if is_url(dataset):
         found = list(_remote(dataset))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import events
-from trainer.config import TokenizeConfig, path_on_volume
+from trainer.config import TokenizeConfig
 from trainer.errors import DamagedError, RequestError, StepError
 from trainer.outcome import sync_folder, writer_name
 from trainer.steps import StepResult
@@ -31,6 +31,7 @@ from trainer.tokens.records import JSONL_FORMAT
 from trainer.tokens.sources import Source, in_order, list_sources
 from trainer.tokens.store import Manifest, TokenStore, read_manifest
 from trainer.tokens.vocabulary import tokenizer_digest
+from trainer.volume_paths import path_on_volume
 
 CACHE = "cache/tokens"
 _HELD_OUT = 2

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from trainer.config import LoraConfig
 from trainer.errors import RequestError
+from trainer.topics import LoraConfig
 
 
 def add_adapters(model: Any, lora: LoraConfig, base_model: str, seed: int) -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from trainer.checkpoints.tensors import SliceReader
-from trainer.config import place_of
 from trainer.models import load_base
 from trainer.training.job import Job
+from trainer.volume_paths import place_of
 
 
 def base_model(job: Job, dtype: torch.dtype, *, filled_later: bool = False) -> Any:

@@ -18,7 +18,6 @@ LENGTH_MULTIPLE = 64
 class Batch:
     """A micro-batch; `ids` is (B, T), `lengths` (B,) says how many of each row are text."""
 
-    contexts: np.ndarray
     ids: Tensor
     lengths: Tensor
 
@@ -41,16 +40,14 @@ def read_batch(store: TokenStore, contexts: np.ndarray, rows: int = 0) -> Batch:
         lengths[: len(contexts)] = store.lengths[contexts]
         ids = np.zeros((rows, store.manifest.context), dtype=np.int64)
         ids[: len(contexts)] = store.contexts[contexts]
-        return Batch(contexts, torch.from_numpy(ids), torch.from_numpy(lengths))
+        return Batch(torch.from_numpy(ids), torch.from_numpy(lengths))
     if not len(contexts):
-        return Batch(
-            contexts, torch.zeros((1, 2), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        )
+        return Batch(torch.zeros((1, 2), dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     lengths = store.lengths[contexts].astype(np.int64)
     longest = max(2, int(lengths.max()))
     width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, store.manifest.context)
     ids = store.contexts[contexts, :width].astype(np.int64)
-    return Batch(contexts, torch.from_numpy(ids), torch.from_numpy(lengths))
+    return Batch(torch.from_numpy(ids), torch.from_numpy(lengths))
 
 
 def read_ahead(

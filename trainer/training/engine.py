@@ -5,15 +5,11 @@ computed: batches, the weight of each token, the learning rate. So DeepSpeed's o
 accumulation, scheduler, data loader and checkpoints are not used.
 """
 
-import fcntl
-import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,12 +17,12 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.errors import RequestError
+from trainer.memory_model import Precision
+from trainer.training.adam import GRADIENT_CLIP, Clipping, make_adam
 from trainer.training.loss import CausalLoss
+from trainer.training.start_up import host_group, import_deepspeed, join_processes
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GRADIENT_CLIP = 1.0  # the largest norm a step is taken with; transformers' Trainer's default
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}  # Trainer's, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,7 @@ class Engine:
         _compute_again(model, options.checkpointed_layers)
         if options.liger:
             _take_liger_kernels(model)
-        self._engine, self._adam = self._initialize(CausalLoss(model))
+        self._engine, self.adam = self._initialize(CausalLoss(model))
         if options.compile:
             # Each shape has code of its own, whose sums may be in another order: a run that
             # goes on would meet the shapes in another order if there were several.
@@ -79,10 +75,6 @@ class Engine:
     def zero(self) -> Any:
         """DeepSpeed's optimizer, which holds the partitions; Adam itself at stage 0."""
         return self._engine.optimizer
-
-    @property
-    def adam(self) -> torch.optim.Optimizer:
-        return self._adam
 
     def loss(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """The summed loss of a micro-batch: see CausalLoss.forward."""
@@ -98,8 +90,8 @@ class Engine:
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
-        if isinstance(self._adam, _Clipping):
-            norm, applied = self._adam.grad_norm, self._adam.applied
+        if isinstance(self.adam, Clipping):
+            norm, applied = self.adam.grad_norm, self.adam.applied
         else:
             norm, applied = float(self._engine.get_global_grad_norm()), not self.zero.overflow
         return StepReport(applied=applied, grad_norm=norm)
@@ -114,7 +106,7 @@ class Engine:
         if self.options.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total, group=_small_talk())
+        dist.all_reduce(total, group=host_group())
         return total.tolist()
 
     @contextmanager
@@ -137,23 +129,12 @@ class Engine:
         join_processes(self.options.rank, self.options.world)
         if self.options.zero_stage == 3:
             self._split(module, deepspeed)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        options: dict[str, Any] = {"lr": 0.0, **ADAM}
-        if self.options.offload:
-            from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles itself on first use
-            from torch.utils.cpp_extension import _get_build_directory
-
-            with compiling_alone(Path(_get_build_directory("cpu_adam", verbose=False))):
-                adam: torch.optim.Optimizer = DeepSpeedCPUAdam(trained, **options)
-        elif self.options.adam_bits == 8:
-            from trainer.training.eight_bits import EightBitAdam
-
-            kind = type("_ClippingAdam8bit", (_Clipping, EightBitAdam), {})
-            adam = (kind if self.options.zero_stage == 0 else EightBitAdam)(trained, **options)
-        elif self.options.zero_stage == 0:
-            adam = _ClippingAdamW(trained, **options, fused=True)
-        else:
-            adam = torch.optim.AdamW(trained, **options, fused=True)
+        adam = make_adam(
+            [p for p in module.parameters() if p.requires_grad],
+            zero_stage=self.options.zero_stage,
+            offload=self.options.offload,
+            bits=self.options.adam_bits,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             engine, *_ = deepspeed.initialize(
@@ -205,88 +186,6 @@ def _take_liger_kernels(model: Any) -> None:
             "Leave it out, or try kernels.compile."
         )
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
-
-
-class _Clipping(torch.optim.Optimizer):
-    """Adam that clips, and leaves out a step whose gradients are not finite.
-
-    At ZeRO stage 0 DeepSpeed would apply such a step; at the others it finds it itself.
-    """
-
-    grad_norm = 0.0
-    applied = True
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
-        self.grad_norm = float(norm)
-        self.applied = bool(torch.isfinite(norm))
-        if self.applied:
-            super().step(closure)
-
-
-class _ClippingAdamW(_Clipping, torch.optim.AdamW):
-    pass
-
-
-@contextmanager
-def compiling_alone(folder: Path) -> Iterator[None]:
-    """Be the one who builds the extension of that folder.
-
-    A process that is killed while it builds leaves torch's lock file behind, and every later
-    one would wait for it without end. Ours goes with its process.
-    """
-    with open(folder / "finetune.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        yield
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed on this machine's accelerator, silent unless something is wrong."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed 0.19.8 calls functions by names that torch 2.13 is about to drop, at every step.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    logging.disable(logging.WARNING)  # it greets while it is imported
-    try:
-        import deepspeed
-    finally:
-        logging.disable(logging.NOTSET)
-    for name in ("DeepSpeed", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # It would compile an all-reduce for CPU processes with g++, whose processes wait forever
-    # for one that died; gloo is there already and notices.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def join_processes(rank: int, world: int) -> None:
-    """Make torch's process group of a run: alone, or through the store that the launcher named."""
-    # DeepSpeed insists on knowing which of its machine's processes this is.
-    os.environ.setdefault("LOCAL_RANK", str(rank))
-    if dist.is_initialized():
-        return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if world == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(
-            backend, init_method=os.environ["FINETUNE_RENDEZVOUS"], rank=rank, world_size=world
-        )
-
-
-_cpu_group: list[Any] = []
-
-
-def _small_talk() -> Any:
-    """A group for numbers in host memory, whatever the engine's processes speak otherwise."""
-    if not _cpu_group:
-        _cpu_group.append(
-            dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        )
-    return _cpu_group[0]
 
 
 def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:

@@ -1,21 +1,14 @@
-"""Small things that the training processes say and count."""
+"""Small things that the training processes count and record."""
 
 import math
 from typing import Any
 
 import torch
 
-from trainer import events
 from trainer.training.engine import Engine
 from trainer.training.partitions import optimizer_state
 
 _MASK = 2**64 - 1
-
-
-def say(message: str) -> None:
-    """Tell both who reads the log and who watches the run."""
-    print(message, flush=True)
-    events.notice(message)
 
 
 def finite(value: float) -> float | None:

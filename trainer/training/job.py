@@ -6,9 +6,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trainer.config import FinetuneConfig, path_on_volume
+from trainer.checkpoints.folder import name_of
+from trainer.config import FinetuneConfig
 from trainer.run_folder import RunFolder
 from trainer.training.plan import Shortened, TrainingPlan
+from trainer.volume_paths import path_on_volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Job:
     zero_stage: int
     checkpointed_layers: int | None = 0  # computed again in the backward pass; None: all
     offload: bool = False
-    checkpoint: str = ""  # name of the one to go on from; empty: from the start
+    from_step: int = 0  # of the checkpoint to go on from; 0: from the start
     is_trial: bool = False  # only see whether a step fits into memory
     is_trained: bool = False  # only the final model is to be written
     until: int = 0  # stop after this step, and make no final model; 0: train to the end
@@ -61,7 +63,7 @@ class Job:
 
     @property
     def checkpoint_path(self) -> Path | None:
-        return self.run.checkpoints / self.checkpoint if self.checkpoint else None
+        return self.run.checkpoints / name_of(self.from_step) if self.from_step else None
 
     def path(self, name: str) -> Path:
         """The place on the volume that the config's field `name` holds."""

@@ -10,22 +10,21 @@ from torch import Tensor
 
 from trainer import events, journal
 from trainer.errors import Interrupted
-from trainer.generation import sample
+from trainer.events import say
 from trainer.tokens.store import TokenStore
 from trainer.training import budget
 from trainer.training.batches import Batch, read_ahead, trained_tokens
 from trainer.training.engine import Engine
-from trainer.training.figures import engine_record, finite, say, seed_of
+from trainer.training.figures import engine_record, finite, seed_of
 from trainer.training.job import Job
+from trainer.training.looking import Looks
 from trainer.training.measures import Measures
 from trainer.training.partitions import bring_up_to_date
 from trainer.training.plan import Shortened
-from trainer.training.records import Records
+from trainer.training.recorder import Recorder
 from trainer.training.saving import Saver
 from trainer.training.skipping import SKIPPED_IN_ROW, BadNumbersError, skipped_line, suspects_of
 from trainer.training.stopping import StopRequest, too_late
-from trainer.training.tracking import trackers_of
-from trainer.training.validation import held_out_loss
 
 
 @dataclass
@@ -54,17 +53,14 @@ class Loop:
         saver: Saver,
         stop: StopRequest,
         progress: Progress,
-        prompts: list[str],
-        tokenizer: Any,
+        looks: Looks,
     ) -> None:
         self.job, self.engine, self.store = job, engine, store
         progress.shortened = job.shortened or progress.shortened
         self.plan = replace(job.plan, shortened=progress.shortened)
-        self.saver, self.stop, self.progress = saver, stop, progress
-        self.prompts, self.tokenizer = prompts, tokenizer
+        self.saver, self.stop, self.progress, self.looks = saver, stop, progress, looks
         self.first = engine.options.rank == 0
-        self.records = Records(job.run.root) if self.first else None
-        self.trackers = trackers_of(job, progress.step) if self.first else []
+        self.recorder = Recorder(job, progress.step) if self.first else None
         self.measures = Measures(job, engine, store, saver)
         self._began = time.monotonic() - progress.seconds
         self._saved_at = time.monotonic()
@@ -88,29 +84,25 @@ class Loop:
             with journal.phase("compute"):
                 self._run()
         finally:
-            for tracker in self.trackers:
-                tracker.close()
+            if self.recorder is not None:
+                self.recorder.close()
 
     def _run(self) -> None:
         options, plan = self.engine.options, self.plan
-        remaining = range(self.progress.step, self.end)
-        order = plan.order()
         shares = (
-            plan.share(order.contexts(*plan.place(s)), options.rank, options.world)
-            for s in remaining
+            plan.share(plan.contexts_of(step), options.rank, options.world)
+            for step in range(self.progress.step, self.end)
         )
-        self._look()
+        self._look(self._is_due_by_count())
         self._stop_or_go_on()
         batches = read_ahead(self.store, shares, options.batch_size if options.compile else 0)
-        for step in remaining:
-            if step == self.end:
-                break
+        while self.progress.step < self.end:
             began = time.monotonic()
             with self.measures.pace.timing("data"):
                 share = next(batches)
-            self._train(step, share, began)
+            self._train(share, began)
             self._keep_to_budget()
-            is_due = self._is_due(step + 1)
+            is_due = self._is_due()
             self._look(is_due)
             if is_due:
                 self._save()
@@ -119,9 +111,10 @@ class Loop:
         with journal.phase("checkpoint stall"):
             self.saver.wait()
 
-    def _train(self, step: int, share: list[Batch], began: float) -> None:
-        """Do one optimizer step, 0 to steps - 1."""
-        engine, plan = self.engine, self.plan
+    def _train(self, share: list[Batch], began: float) -> None:
+        """Do the next optimizer step."""
+        engine, plan, progress = self.engine, self.plan, self.progress
+        step = progress.step  # 0 to steps - 1
         torch.manual_seed(seed_of(plan.seed, step, engine.options.rank))
         contexts = plan.contexts_of(step)
         tokens = trained_tokens(self.store.lengths[contexts])
@@ -134,7 +127,6 @@ class Loop:
         report = engine.step(plan.learning_rate(step))
         summed, host_gib = float(torch.stack(losses).double().sum()), self.measures.host_gib()
         total, host_gib = engine.sum_over_processes(summed, host_gib)
-        progress = self.progress
         progress.step, progress.loss = step + 1, total / max(1, tokens)
         if report.applied:
             progress.tokens += tokens
@@ -152,37 +144,24 @@ class Loop:
             "host_memory_gib": host_gib,
             **self.measures.of_step(contexts, time.monotonic() - began),
         }
-        self._record(line if report.applied else {**line, "skipped": True})
+        if self.recorder is not None:
+            self.recorder.metric(line if report.applied else {**line, "skipped": True})
+            self._report(line)
         if not report.applied:
-            self._skip(step, contexts, losses)
+            self._skip(contexts, losses)
 
-    def _skip(self, step: int, contexts: np.ndarray, losses: list[Tensor]) -> None:
+    def _skip(self, contexts: np.ndarray, losses: list[Tensor]) -> None:
         """Name what made a step's numbers bad; give up when it happens again and again."""
         engine, progress = self.engine, self.progress
         suspects = suspects_of(engine, self.plan, contexts, losses)
         if suspects is None:
             return  # fp16: the loss scale was too high, and is lower now
         progress.skipped_in_row += 1
-        if self.records is not None:
-            line = skipped_line(self.store, step + 1, suspects)
-            self.records.add("skipped.jsonl", line)
-            say(
-                f"step {step + 1} was left out: its loss or gradient is not finite. "
-                f"Contexts {line['contexts']} of {', '.join(line['documents'])}"
-            )
+        if self.recorder is not None:
+            self.recorder.skipped(skipped_line(self.store, progress.step, suspects))
         if progress.skipped_in_row == SKIPPED_IN_ROW:
             self.saver.wait()
-            raise BadNumbersError(step + 1)
-
-    def _record(self, line: dict[str, Any]) -> None:
-        if self.records is None:
-            return
-        self.records.add("metrics.jsonl", line)
-        for tracker in self.trackers:
-            tracker.add(line)
-        events.emit("metric", **line)
-        if "tokens_per_second" in line:
-            self._report(line)
+            raise BadNumbersError(progress.step)
 
     def _report(self, line: dict[str, Any]) -> None:
         done, total = self.progress.step, self.plan.steps
@@ -222,10 +201,14 @@ class Loop:
                 "learning rate falls to 0 there, and the model is finished with it."
             )
 
-    def _is_due(self, step: int) -> bool:
-        """Whether to save after `step` steps: by count, at the end, or by the clock."""
-        every, minutes = self.job.config.save_steps, self.job.config.checkpoints.every_minutes
-        if step == self.end or bool(every and step % every == 0):
+    def _is_due_by_count(self) -> bool:
+        step, every = self.progress.step, self.job.config.save_steps
+        return step == self.end or bool(every and step % every == 0)
+
+    def _is_due(self) -> bool:
+        """Whether to save: by count, at the end, or by the clock."""
+        minutes = self.job.config.checkpoints.every_minutes
+        if self._is_due_by_count():
             return True
         if not minutes:
             return False
@@ -233,76 +216,45 @@ class Loop:
         # Clocks differ, the decision must not: the first process decides.
         return self.engine.sum_over_processes(by_clock and self.first)[0] > 0
 
-    def _look(self, is_due: bool = False) -> None:
+    def _look(self, is_due: bool) -> None:
         """Validate and sample where this step calls for it and it was not done yet.
 
         A signal in between ends it without a trace: it is done after going on again, unless
         the clock alone called for it.
 
         Args:
-            is_due: Whether a checkpoint is about to be made: it says the loss of its own weights.
+            is_due: Whether a checkpoint is about to be made.
         """
-        progress = self.progress
-        validate, write = self._calls_for(progress.step, is_due)
+        progress, pace, loss, samples = self.progress, self.measures.pace, None, []
+        is_last = progress.step == self.plan.steps
+        validate, write = self.looks.called_for(progress.step, is_due, is_last)
         if progress.looked_at == progress.step or not (validate or write):
             return
-        loss = self._validate() if validate else None
-        samples = self._sample() if write else []
-        if self._agreed_to_stop():
+        if validate:
+            with pace.timing("validation"):
+                loss = self.looks.held_out_loss(self._agreed_to_go_on)
+        if write:
+            with pace.timing("samples"):
+                samples = self.looks.samples(progress.step, self._agreed_to_go_on)
+        if not self._agreed_to_go_on():
             return
         progress.looked_at = progress.step
         if loss is not None:
             progress.eval_loss = loss
-            self._record({"step": progress.step, "eval_loss": loss})
-        if self.records is not None:
-            for line in samples:
-                self.records.add("samples.jsonl", line)
-                events.emit("sample", **line)
-                print(f"step {line['step']} | {line['prompt']}|{line['texts'][0]}", flush=True)
-
-    def _calls_for(self, step: int, is_due: bool) -> tuple[bool, bool]:
-        """Whether to validate and whether to sample after `step` steps."""
-        config, last = self.job.config, step == self.plan.steps
-        saves = is_due or last or bool(config.save_steps and step % config.save_steps == 0)
-        every = config.prompt_every
-        samples = step == 0 or last or (step % every == 0 if every else saves)
-        return saves and step > 0, samples and bool(self.prompts)
-
-    def _validate(self) -> float | None:
-        options = self.engine.options
-        with self.measures.pace.timing("validation"), self.engine.evaluating():
-            return held_out_loss(
-                self.engine.loss,
-                self.store,
-                options.batch_size,
-                options.rank,
-                options.world,
-                self.engine.sum_over_processes,
-                lambda: not self._agreed_to_stop(),
-            )
-
-    def _sample(self) -> list[dict[str, Any]]:
-        """What the model writes now after each prompt: lines of samples.jsonl."""
-        config, engine, step = self.job.config, self.engine, self.progress.step
-        synced = engine.options.zero_stage == 3 and engine.options.world > 1
-        lines = []
-        with self.measures.pace.timing("samples"), engine.evaluating():
-            for number, prompt in enumerate(self.prompts):
-                if self._agreed_to_stop():
-                    break
-                seed = seed_of(config.random_seed, step, number)
-                model, sampling = engine.model, config.sampling
-                texts = sample(model, self.tokenizer, [prompt], sampling, seed, synced)[0]
-                lines.append({"step": step, "prompt": prompt, "texts": texts})
-        return lines
+        if self.recorder is None:
+            return
+        if loss is not None:
+            self.recorder.metric({"step": progress.step, "eval_loss": loss})
+        for line in samples:
+            self.recorder.sample(line)
 
     def _save(self) -> None:
         """Save, unless this step is saved already."""
         if self._saved_step == self.progress.step:
             return
         about = {"kind": "checkpoint", **self.plan.to_record(), **engine_record(self.engine)}
-        if self.records is not None:
-            self.progress.records = self.records.synced_sizes()
+        if self.recorder is not None:
+            self.progress.records = self.recorder.synced_sizes()
         with self.measures.pace.timing("checkpoint"):
             bring_up_to_date(self.engine)
             self.saver.save(self.progress.step, {**about, **asdict(self.progress)})
@@ -319,15 +271,15 @@ class Loop:
             self._warned = True
             say(warning)
 
-    def _agreed_to_stop(self) -> bool:
-        """Whether any process was asked to stop: the same answer in all of them."""
-        return self.engine.sum_over_processes(bool(self.stop))[0] > 0
+    def _agreed_to_go_on(self) -> bool:
+        """Whether no process was asked to stop: the same answer in all of them."""
+        return self.engine.sum_over_processes(bool(self.stop))[0] == 0
 
     def _stop_or_go_on(self) -> None:
         """Raise Interrupted, once all is saved, if any process was asked to stop."""
         self.saver.check()
         self._warn_of_slow_saves()
-        if not self._agreed_to_stop() or self.progress.step == self.end:
+        if self._agreed_to_go_on() or self.progress.step == self.end:
             return
         if self.progress.step:
             self._save()

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from trainer import events
 from trainer.errors import LostNodeError
+from trainer.events import say
 
 RANK_VARIABLE = "FINETUNE_NODE_RANK"
 BEAT_SECONDS = 1.0
@@ -86,7 +86,7 @@ class Group:
             self.check()
             if time.monotonic() >= told:
                 told = time.monotonic() + TELL_SECONDS
-                _say(f"waits for {len(missing)} of {self.nodes} nodes: {sorted(missing)}")
+                say(f"waits for {len(missing)} of {self.nodes} nodes: {sorted(missing)}")
             time.sleep(POLL_SECONDS)
 
     def agree(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _join(rank: int) -> Any:
     while True:
         if time.monotonic() >= told:
             told = time.monotonic() + TELL_SECONDS
-            _say(f"node {rank} waits for node 0 at {address}:{port}")
+            say(f"node {rank} waits for node 0 at {address}:{port}")
         try:
             # Asked first with a plain socket: torch waits inside C++, where no signal arrives.
             socket.create_connection((address, port), timeout=5).close()
@@ -248,11 +248,6 @@ def _join(rank: int) -> Any:
 
 def _place() -> tuple[str, int]:
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-
-
-def _say(message: str) -> None:
-    print(message, flush=True)
-    events.notice(message)
 
 
 _TIMEOUT = timedelta(seconds=LOST_SECONDS)

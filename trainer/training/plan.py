@@ -56,9 +56,6 @@ class TrainingPlan:
         """The same up to step `begin`; from there the learning rate falls to 0 at `steps`."""
         return replace(self, shortened=Shortened(begin, self.learning_rate(begin), steps))
 
-    def order(self) -> Order:
-        return Order(self.num_contexts, self.seed, self.shuffle)
-
     def place(self, step: int) -> tuple[int, int, int]:
         """Epoch, first position and the one after the last, of step 0 to steps - 1."""
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -67,7 +64,8 @@ class TrainingPlan:
 
     def contexts_of(self, step: int) -> np.ndarray:
         """Indexes of the contexts of a step, in order."""
-        return self.order().contexts(*self.place(step))
+        order = Order(self.num_contexts, self.seed, self.shuffle)
+        return order.contexts(*self.place(step))
 
     def share(self, contexts: np.ndarray, rank: int, world: int) -> list[np.ndarray]:
         """The micro-batches that fall to one process, as many for each; some may be empty."""

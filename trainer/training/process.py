@@ -15,17 +15,17 @@ from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
 from trainer.checkpoints.tensors import SliceReader
 from trainer.errors import DoesNotFitError, RequestError
-from trainer.generation import read_prompts
-from trainer.memory_model import effective_stage
-from trainer.models import load_tokenizer
+from trainer.events import say
+from trainer.memory_model import Precision, effective_stage
 from trainer.outcome import write_atomically
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
 from trainer.training.base import base_model, weights_for
-from trainer.training.engine import DTYPES, Engine, EngineOptions, Precision, join_processes
-from trainer.training.figures import engine_record, has_dropout, say
+from trainer.training.engine import DTYPES, Engine, EngineOptions
+from trainer.training.figures import engine_record, has_dropout
 from trainer.training.final import write_final
 from trainer.training.job import Job
+from trainer.training.looking import Looks
 from trainer.training.loop import Loop, Progress
 from trainer.training.pace import memory_in_use
 from trainer.training.partitions import (
@@ -38,6 +38,7 @@ from trainer.training.plan import Shortened
 from trainer.training.records import cut_back
 from trainer.training.saving import Saver, restore, slices_bytes
 from trainer.training.skipping import BadNumbersError
+from trainer.training.start_up import join_processes
 from trainer.training.stopping import StopRequest
 
 
@@ -110,14 +111,12 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
         job.run.checkpoints, slices, rank, world, keep, whole_bytes, in_place=options.offload
     )
     store = TokenStore.open(job.path("tokens"))
-    tokenizer = load_tokenizer(job.tokenizer_path, job.config.trust_remote_code)
-    stop = StopRequest()
-    prompts = _prompts(job)
+    looks, stop = Looks(job, engine, store), StopRequest()
     try:
-        Loop(job, engine, store, saver, stop, progress, prompts, tokenizer).run()
+        Loop(job, engine, store, saver, stop, progress, looks).run()
     except BadNumbersError as error:
         progress = _gone_back(error, job, engine)
-        Loop(job, engine, store, saver, stop, progress, prompts, tokenizer).run()
+        Loop(job, engine, store, saver, stop, progress, looks).run()
     stop.at_once()
     engine.close()
     return progress.shortened
@@ -229,12 +228,6 @@ def _model(job: Job, options: EngineOptions) -> tuple[Any, SliceReader | None]:
     model = base_model(job, dtype, filled_later=job.is_trial or others)
     add_adapters(model, config.lora, config.model, config.random_seed)
     return model, None
-
-
-def _prompts(job: Job) -> list[str]:
-    if not job.config.prompt_file:
-        return []
-    return read_prompts(job.path("prompt_file").read_text(encoding="utf-8"))
 
 
 def _figures(job: Job) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from trainer.checkpoints import read_manifest, steps_there, verify
 from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.links import link_or_copy
-from trainer.config import FinetuneConfig, load_step_config, path_on_volume
+from trainer.config import FinetuneConfig, load_step_config
 from trainer.errors import RequestError, Signalled, StepError
 from trainer.run_folder import RunFolder
 from trainer.tokens.lock import only_one, taken
@@ -30,6 +30,7 @@ from trainer.tokens.store import TokenStore
 from trainer.training.job import Job
 from trainer.training.plan import Shortened
 from trainer.training.records import MEASURED, NAMES
+from trainer.volume_paths import path_on_volume
 
 SCRATCH = "verify-resume-"
 # Of a checkpoint's manifest: what training determines, the clock apart.
@@ -162,7 +163,7 @@ def _job_of(run: RunFolder, older: Mapping[str, Any], newer: Mapping[str, Any]) 
         config=config,
         num_ids=store.manifest.vocab_size,
         checkpointed_layers=newer["checkpointed_layers"],
-        checkpoint=name_of(older["step"]),
+        from_step=older["step"],
         until=newer["step"],
         # The clock decided that, after the older one perhaps.
         shortened=Shortened(*newer["shortened"]) if newer.get("shortened") else None,

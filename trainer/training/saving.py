@@ -22,8 +22,8 @@ import torch
 from trainer.checkpoints.folder import name_of, part_of, prune, size_of
 from trainer.checkpoints.seal import seal, verify
 from trainer.checkpoints.tensors import SliceReader, write_tensors
-from trainer.config import CheckpointsConfig
 from trainer.errors import StepError
+from trainer.topics import CheckpointsConfig
 from trainer.training.partitions import KINDS, Slice
 from trainer.training.retrying import insist
 

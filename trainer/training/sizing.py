@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer import memory_model
+from trainer import memory_choice
 from trainer.config import FinetuneConfig
 from trainer.errors import DoesNotFitError, RequestError
-from trainer.memory_model import GIB, Precision, Setting
+from trainer.memory_model import GIB, Precision, Setting, adapter_parameters, process_bytes
 from trainer.model_shape import ModelShape
 
 
@@ -100,19 +100,8 @@ def fit(
         if config.batch_size > 0:
             return Sizing(batch_size=config.batch_size)
         raise RequestError(f"batch_size can't be worked out: {error}") from error
-    asked = Setting(
-        context=context,
-        zero_stage=config.zero_stage,
-        processes=config.processes * config.nodes,
-        processes_per_node=config.processes,
-        precision=precision,
-        trained_parameters=None
-        if config.lora is None
-        else memory_model.adapter_parameters(shape, config.lora.rank, config.lora.target_modules),
-        adam_bits=config.optimizer.adam_bits,
-        on_gpu=on_gpu,
-    )
-    chosen = memory_model.choose(
+    asked = _asked(config, shape, context, precision, on_gpu)
+    chosen = memory_choice.choose(
         shape,
         asked,
         memory_bytes,
@@ -120,11 +109,12 @@ def fit(
         divisor=config.batch_size_divisor,
         offload=config.optimizer.offload,
     )
-    room = memory_bytes * memory_model.USABLE_SHARE / GIB
+    room = memory_bytes * memory_choice.USABLE_SHARE / GIB
     if chosen is None:
-        offload = memory_model.offload_ways(asked, config.optimizer.offload)[-1]
-        chosen = replace(asked, batch_size=max(1, config.batch_size), offload=offload)
-        least = memory_model.process_bytes(shape, chosen) / GIB
+        chosen = memory_choice.smallest(
+            asked, batch_size=config.batch_size, offload=config.optimizer.offload
+        )
+        least = process_bytes(shape, chosen) / GIB
         if on_gpu:
             raise RequestError(
                 f"batch_size {chosen.batch_size} needs {least:.1f} GiB of a GPU at the least "
@@ -136,8 +126,27 @@ def fit(
         checkpointed_layers=chosen.checkpointed_layers,
         offload=chosen.offload,
     )
-    needed = memory_model.process_bytes(shape, chosen) / GIB
+    needed = process_bytes(shape, chosen) / GIB
     return replace(sizing, reason=f"{_in_words(sizing)} needs {needed:.2f} of {room:.2f} GiB")
+
+
+def _asked(
+    config: FinetuneConfig, shape: ModelShape, context: int, precision: Precision, on_gpu: bool
+) -> Setting:
+    """What is given before anything is chosen."""
+    trained = None
+    if config.lora is not None:
+        trained = adapter_parameters(shape, config.lora.rank, config.lora.target_modules)
+    return Setting(
+        context=context,
+        zero_stage=config.zero_stage,
+        processes=config.processes * config.nodes,
+        processes_per_node=config.processes,
+        precision=precision,
+        trained_parameters=trained,
+        adam_bits=config.optimizer.adam_bits,
+        on_gpu=on_gpu,
+    )
 
 
 def _in_words(sizing: Sizing) -> str:

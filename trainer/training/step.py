@@ -7,13 +7,12 @@ import dataclasses
 import importlib.metadata
 import json
 import time
-from pathlib import Path
 from typing import Any
 
-from trainer import checkpoints, events, journal
+from trainer import checkpoints, journal
 from trainer.checkpoints.folder import clear_parts, name_of
-from trainer.config import FinetuneConfig, path_on_volume
-from trainer.errors import RequestError
+from trainer.config import FinetuneConfig
+from trainer.events import say
 from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore, file_digest
@@ -22,7 +21,9 @@ from trainer.training.job import Job
 from trainer.training.nodes import Group, meet, node_rank
 from trainer.training.plan import Shortened
 from trainer.training.records import cut_back
+from trainer.training.refusals import refuse_what_cannot_be_trained
 from trainer.training.sizing import Sizing, confirmed, has_gpu, size_up
+from trainer.volume_paths import path_on_volume
 
 # Of the config: who asked, and what run.json says elsewhere.
 _NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes", "plan")
@@ -38,25 +39,24 @@ def run(config: FinetuneConfig) -> StepResult:
     if (done := _finished(config, run_folder)) is not None:
         return done
     if config.nodes == 1:
-        return _train(*_prepare(config, run_folder), None)
+        return _train(_prepare(config, run_folder), None)
     with meet(config.nodes) as group:
-        agreed = group.agree(lambda: _as_json(*_prepare(config, run_folder)))
-        return _train(Job.from_json(agreed["job"]), agreed["resumed_from"], group)
+        agreed = group.agree(lambda: {"job": _prepare(config, run_folder).to_json()})
+        return _train(Job.from_json(agreed["job"]), group)
 
 
-def _as_json(job: Job, resumed_from: int | None) -> dict[str, Any]:
-    return {"job": job.to_json(), "resumed_from": resumed_from}
-
-
-def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> tuple[Job, int | None]:
+def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> Job:
     """Admit the run, and work out what its processes have to know."""
     store = TokenStore.open(path_on_volume(config.volume, "tokens", config.tokens))
-    _refuse_what_cannot_be_trained(config, store)
+    new_tokens = refuse_what_cannot_be_trained(config, store)
     made_from = {**_made_from(config, store), "plan": config.plan}
     if run_folder.record() is None:
         made_from["sizing"] = dataclasses.asdict(_size(config, store))
     run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
-    _say_of_new_tokens(config, store)
+    if new_tokens:
+        frozen = "; lora leaves them so" if config.lora else ""
+        they = f"{new_tokens} added tokens are new to the model"
+        say(f"{they} and begin at the mean of the others{frozen}")
     return _job(config, run_folder, store)
 
 
@@ -89,7 +89,7 @@ def _attempt(config: FinetuneConfig, store: TokenStore, sizing: Sizing) -> float
     return train_in_processes(job, config.processes)["peak_gib"]
 
 
-def _train(job: Job, resumed_from: int | None, group: Group | None) -> StepResult:
+def _train(job: Job, group: Group | None) -> StepResult:
     """Train in this process or in several; what came of it, as the first node knows it."""
     figures: dict[str, Any] = {}
     if not job.is_trained and job.processes > 1:
@@ -104,8 +104,15 @@ def _train(job: Job, resumed_from: int | None, group: Group | None) -> StepResul
     if group is not None and not group.first:
         group.wait_for_first()
         return StepResult(message=f"node {group.rank} of {group.nodes} is done")
-    result = {**_result(job), **figures, "resumed_from": resumed_from}
-    result["checkpoint"] = f"{job.config.run_name}/checkpoints/{name_of(result['steps'])}"
+    name = job.config.run_name
+    result = {
+        "final": f"{name}/final",
+        "steps": job.plan.steps,
+        "batch_size": job.batch_size,
+        **figures,
+        "resumed_from": job.from_step or None,
+    }
+    result["checkpoint"] = f"{name}/checkpoints/{name_of(result['steps'])}"
     return StepResult(result=result, message=_sentence(result))
 
 
@@ -142,10 +149,8 @@ def _sentence(result: dict[str, Any]) -> str:
     )
 
 
-def _job(
-    config: FinetuneConfig, run_folder: RunFolder, store: TokenStore
-) -> tuple[Job, int | None]:
-    """Everything the processes need to know, and the step they go on from."""
+def _job(config: FinetuneConfig, run_folder: RunFolder, store: TokenStore) -> Job:
+    """Everything the processes need to know."""
     clear_parts(run_folder.checkpoints)
     found, bad = checkpoints.newest_good(run_folder.checkpoints)
     for path, problems in bad:
@@ -163,7 +168,7 @@ def _job(
         zero_stage=config.zero_stage,
         checkpointed_layers=sizing.checkpointed_layers,
         offload=sizing.offload,
-        checkpoint=found.name if found else "",
+        from_step=about.get("step", 0),
         end_by=end_by(config, run_folder, time.time()),
         shortened=Shortened(*about["shortened"]) if about.get("shortened") else None,
     )
@@ -171,11 +176,9 @@ def _job(
         job = dataclasses.replace(job, is_trained=True)
     for short in cut_back(run_folder.root, about.get("records", {})):
         say(short)
-    if found is None:
-        return job, None
-    step = about["step"]
-    say(f"goes on from step {step} of {job.plan.steps} (checkpoints/{found.name})")
-    return job, step
+    if found is not None:
+        say(f"goes on from step {job.from_step} of {job.plan.steps} (checkpoints/{found.name})")
+    return job
 
 
 def _sizing(config: FinetuneConfig, run_folder: RunFolder) -> Sizing:
@@ -186,78 +189,6 @@ def _sizing(config: FinetuneConfig, run_folder: RunFolder) -> Sizing:
     if config.batch_size > 0:
         return dataclasses.replace(sizing, batch_size=config.batch_size)
     return sizing
-
-
-def _refuse_what_cannot_be_trained(config: FinetuneConfig, store: TokenStore) -> None:
-    manifest, problems = store.manifest, []
-    model = path_on_volume(config.volume, "model", config.model)
-    described = _described(model)
-    limit = described.get("n_positions") or described.get("max_position_embeddings")
-    if limit and manifest.context > limit:
-        problems.append(
-            f"context is longer than the model can take (got {manifest.context}). "
-            f"{config.model} takes at most {limit}. Take a smaller context."
-        )
-    embeddings = described.get("vocab_size")
-    added = {token["id"] for token in manifest.added_tokens}
-    if embeddings and not added.issuperset(range(embeddings, manifest.vocab_size)):
-        problems.append(
-            f"tokens has ids up to {manifest.vocab_size - 1:,}, more than the model has embeddings "
-            f"(got {embeddings:,} in {config.model}). Tokenize with the model's own tokenizer."
-        )
-    if (
-        config.prompt_file
-        and not path_on_volume(config.volume, "prompt_file", config.prompt_file).is_file()
-    ):
-        problems.append(
-            f"prompt_file is not there (got {config.prompt_file!r}). "
-            "Name a UTF-8 text file on the volume, one prompt a line."
-        )
-    if (config.force_fp16 or config.precision == "fp16") and not has_gpu():
-        name = "force_fp16" if config.force_fp16 else "precision"
-        problems.append(
-            f"{name} asks for fp16, which DeepSpeed trains on a GPU alone (got no GPU). "
-            "Take precision=bf16 or fp32 here."
-        )
-    if config.optimizer.adam_bits == 8 and config.optimizer.offload == "always":
-        problems.append(
-            "optimizer.adam_bits is of an Adam that can't be in host memory (got 8, with offload "
-            "'always'). Take adam_bits=32, or leave offload out."
-        )
-    if config.kernels.liger and not has_gpu():
-        problems.append(
-            "kernels.liger is made of GPU code (got no GPU). Leave it out here, or try "
-            "kernels.compile."
-        )
-    if config.kernels.compile and config.zero_stage == 3 and config.processes * config.nodes > 1:
-        problems.append(
-            "kernels.compile can't compile layers whose weights are spread (got zero_stage 3 over "
-            f"{config.processes * config.nodes} processes). Take zero_stage 2, or leave it out."
-        )
-    if not manifest.num_train_contexts:
-        problems.append(
-            "dataset leaves no context to train on (got 0 of "
-            f"{manifest.num_contexts}). Raise train_ratio or bring more text."
-        )
-    if problems:
-        raise RequestError(*problems)
-
-
-def _say_of_new_tokens(config: FinetuneConfig, store: TokenStore) -> None:
-    known = _described(path_on_volume(config.volume, "model", config.model)).get("vocab_size")
-    if known and (new := store.manifest.vocab_size - known) > 0:
-        frozen = "; lora leaves them so" if config.lora else ""
-        say(f"{new} added tokens are new to the model and begin at the mean of the others{frozen}")
-
-
-def _described(model: Path) -> dict[str, Any]:
-    try:
-        return json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"model {model.name} has no readable config.json ({error}). "
-            "A model folder holds config.json, weights and a tokenizer."
-        ) from error
 
 
 def _made_from(config: FinetuneConfig, store: TokenStore) -> dict[str, Any]:
@@ -285,18 +216,3 @@ def _code(config: FinetuneConfig) -> dict[str, Any]:
         marker = {}
     files = {path.name: file_digest(path) for path in sorted(folder.glob("*.py"))}
     return {"id": marker.get("id"), "commit": marker.get("commit"), "files": files}
-
-
-def _result(job: Job) -> dict[str, Any]:
-    """What is known of it before it was trained."""
-    return {
-        "final": f"{job.config.run_name}/final",
-        "steps": job.plan.steps,
-        "batch_size": job.batch_size,
-    }
-
-
-def say(message: str) -> None:
-    """Tell both who reads the log and who watches the run."""
-    print(message, flush=True)
-    events.notice(message)

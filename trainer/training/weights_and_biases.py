@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.events import say
 from trainer.run_folder import RunFolder
-from trainer.training.figures import say
 
 CONNECT_SECONDS = 60.0
 SEND_SECONDS = 60.0  # at the end of a step that may be about to be killed
