@@ -52,6 +52,15 @@ def _processes_and_nodes(record: Mapping[str, Any]) -> tuple[int, int]:
     return config.get("processes", 1), config.get("nodes", 1)
 
 
+def refuse_unfinished(run: RunFolder) -> None:
+    """Raise RequestError where there are no final weights that a reproduction could equal."""
+    if verify(run.final, digests=False):
+        raise RequestError(
+            f"RUN has no final model to compare with (got {run.root.name!r}). Run it to its end "
+            f"first: `finetune show {run.root.name}` says how far it is, and what it was asked."
+        )
+
+
 def worked_out(run: RunFolder) -> dict[str, Any]:
     """What was left to the program and may come out otherwise on this machine: batch_size."""
     record = run.record() or {}

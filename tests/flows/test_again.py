@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from flows import again
+from flows.compare_commands import reproduce
 from flows.comparing import compare, same_model
 from flows.parameters import Parameters
 from trainer.checkpoints import seal, verify
@@ -98,6 +100,14 @@ def test_a_reproduction_is_the_same_or_says_where_it_is_not(home: Path) -> None:
     assert not same_model(one, other)
     is_same, sentence = again.reproduced(one, other)
     assert not is_same and "losses differ at step 3, tokens_digest is another" in sentence
+
+
+def test_a_run_without_a_final_model_is_not_made_again(home: Path) -> None:
+    shutil.rmtree(home / PVC / "one/final")
+    asked = CliRunner().invoke(reproduce, ["one", "--home", str(home)])
+    assert isinstance(asked.exception, RequestError)
+    assert "RUN has no final model to compare with (got 'one')" in str(asked.exception)
+    assert not (home / PVC / "one-again").exists()
 
 
 def test_what_stands_in_the_way_of_the_same_bytes_is_named(home: Path) -> None:
