@@ -141,12 +141,17 @@ def test_as_many_processes_train_again_in_as_large_batches(home: Path) -> None:
     assert again.worked_out(run) == {}
 
 
-def test_a_schedule_that_its_budget_ended_is_named(home: Path) -> None:
+def test_a_schedule_that_its_budget_ended_is_made_again_or_named(home: Path) -> None:
     run = RunFolder(home / PVC, "one")
     figures = {"steps": 4, "steps_planned": 1200}
     run.record_outcome(Outcome(step="finetune", status="done", result=figures))
     told = "\n".join(again.what_is_missing(run, home, PVC))
     assert "its budget ended it after 4 of 1,200 steps" in told
+    figures["budget_ends"] = [[2, 5], [3, 4]]
+    run.record_outcome(Outcome(step="finetune", status="done", result=figures))
+    assert "its budget" not in "\n".join(again.what_is_missing(run, home, PVC))
+    asked = again.recorded_parameters(run, PVC, "new", **again.worked_out(run))
+    assert asked.budget.ends == ((2, 5), (3, 4))
 
 
 def test_a_fork_is_made_again_from_where_it_was_forked(home: Path) -> None:
