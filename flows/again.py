@@ -52,12 +52,33 @@ def _processes_and_nodes(record: Mapping[str, Any]) -> tuple[int, int]:
     return config.get("processes", 1), config.get("nodes", 1)
 
 
+def refuse_unfinished(run: RunFolder) -> None:
+    """Raise RequestError where there are no final weights that a reproduction could equal."""
+    if verify(run.final, digests=False):
+        raise RequestError(
+            f"RUN has no final model to compare with (got {run.root.name!r}). Run it to its end "
+            f"first: `finetune show {run.root.name}` says how far it is, and what it was asked."
+        )
+
+
 def worked_out(run: RunFolder) -> dict[str, Any]:
-    """What was left to the program and may come out otherwise on this machine: batch_size."""
-    record = run.record() or {}
+    """What was left to the program and may come out otherwise on this machine.
+
+    That is batch_size, and where a budget ended the schedule.
+    """
+    record, found = run.record() or {}, {}
     size = record.get("sizing", {}).get("batch_size", 0)
-    left_to_us = record["request"].get("batch_size", -1) < 0
-    return {"batch_size": size} if size and left_to_us else {}
+    if size and record["request"].get("batch_size", -1) < 0:
+        found["batch_size"] = size
+    if ends := _figures(run).get("budget_ends"):
+        found["budget"] = {"ends": ends}
+    return found
+
+
+def _figures(run: RunFolder) -> Mapping[str, Any]:
+    """What its training came to."""
+    outcome = run.outcome("finetune")
+    return outcome.result if outcome else {}
 
 
 def fork_point(run: RunFolder) -> tuple[str, int] | None:
@@ -105,9 +126,8 @@ def _not_repeated(run: RunFolder) -> list[str]:
             f"it was forked from step {forked['step']} of {forked['run']}, and that checkpoint "
             "is gone: it begins with the base model"
         )
-    outcome = run.outcome("finetune")
-    figures = outcome.result if outcome else {}
-    if planned := figures.get("steps_planned"):
+    figures = _figures(run)
+    if (planned := figures.get("steps_planned")) and not figures.get("budget_ends"):
         found.append(
             f"its budget ended it after {figures['steps']:,} of {planned:,} steps; all are done now"
         )

@@ -38,6 +38,7 @@ def reproduce(run: str, name: str | None, home: Path, pvc: str) -> None:
     from flows.running import run_flow
 
     known = overview.known_run(home, pvc, run)
+    again.refuse_unfinished(known)
     asked = again.recorded_parameters(known, pvc, name or f"{run}-again", **again.worked_out(known))
     for missing in again.what_is_missing(known, home, pvc):
         print(f"may differ: {missing}", file=sys.stderr)

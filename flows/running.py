@@ -14,6 +14,7 @@ from flows.embedded_server import answers, embedded_server, keep_proxies_off_loo
 from flows.parameters import Parameters, cluster_settings
 from flows.plan_request import gather, plan_with
 from flows.terminal import PlainWatcher, RichWatcher, watcher_for
+from flows.trial_process import end_with_sweep, wait_for_earlier
 from infra.backend import StepSpec, work_key
 from infra.local_processes import LocalBackend
 from infra.place import BACKEND_VARIABLE
@@ -46,9 +47,14 @@ def run_flow(
     """Run the flow and print what it made, for people or as JSON.
 
     Args:
-        only_compared: Start no server only to show that the model can be served.
+        only_compared: As a trial of a sweep, which started this process: end with it, and start
+            no server only to show that the model can be served.
     """
     clock = time.monotonic()
+    if only_compared:
+        end_with_sweep()
+        if not on_cluster:
+            wait_for_earlier(LocalBackend(home), parameters.pvc, parameters.run_name)
     if on_cluster:
         cluster_settings(parameters)
     else:

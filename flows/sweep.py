@@ -177,6 +177,7 @@ def _start(request: Mapping[str, Any], home: Path, folder: Path) -> "subprocess.
     with open(folder / f"{run}.out", "wb") as out, open(folder / f"{run}.err", "wb") as err:
         return subprocess.Popen(
             [*command, "--only-compared", "--params", str(path), "--home", str(home)],
+            stdin=subprocess.PIPE,  # never written to: its end tells the trial of ours
             stdout=out,
             stderr=err,
             env=environment,
@@ -187,7 +188,8 @@ def _start(request: Mapping[str, Any], home: Path, folder: Path) -> "subprocess.
 def _loss(run: str, process: "subprocess.Popen[bytes]", folder: Path, say: Say) -> float | None:
     said = (folder / f"{run}.err").read_text(encoding="utf-8", errors="replace")
     if process.returncode == EXIT_REFUSED:
-        raise RequestError(*(line for line in said.splitlines() if line.startswith("error: ")))
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        raise RequestError(*(line.removeprefix("error: ") for line in lines))
     if process.returncode == EXIT_INTERRUPTED:
         raise Interrupted(f"{run} was interrupted. Start the sweep again to go on.")
     if process.returncode != EXIT_DONE:

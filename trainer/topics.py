@@ -94,6 +94,8 @@ class BudgetConfig:
     """From start to end; 0: no limit."""
     deadline: Moment = ""
     """When it must be done: a date or time by ISO 8601, UTC unless it says so; empty: none."""
+    ends: tuple[tuple[Count, Count], ...] = ()
+    """End as a budget ended another run, by no clock: (steps done, last step from then on), ..."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

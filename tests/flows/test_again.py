@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from flows import again
+from flows.compare_commands import reproduce
 from flows.comparing import compare, same_model
 from flows.parameters import Parameters
 from trainer.checkpoints import seal, verify
@@ -100,6 +102,14 @@ def test_a_reproduction_is_the_same_or_says_where_it_is_not(home: Path) -> None:
     assert not is_same and "losses differ at step 3, tokens_digest is another" in sentence
 
 
+def test_a_run_without_a_final_model_is_not_made_again(home: Path) -> None:
+    shutil.rmtree(home / PVC / "one/final")
+    asked = CliRunner().invoke(reproduce, ["one", "--home", str(home)])
+    assert isinstance(asked.exception, RequestError)
+    assert "RUN has no final model to compare with (got 'one')" in str(asked.exception)
+    assert not (home / PVC / "one-again").exists()
+
+
 def test_what_stands_in_the_way_of_the_same_bytes_is_named(home: Path) -> None:
     dataset, one = home / PVC / "dataset", RunFolder(home / PVC, "one")
     assert "dataset is not there" in "\n".join(again.what_is_missing(one, home, PVC))
@@ -131,12 +141,17 @@ def test_as_many_processes_train_again_in_as_large_batches(home: Path) -> None:
     assert again.worked_out(run) == {}
 
 
-def test_a_schedule_that_its_budget_ended_is_named(home: Path) -> None:
+def test_a_schedule_that_its_budget_ended_is_made_again_or_named(home: Path) -> None:
     run = RunFolder(home / PVC, "one")
     figures = {"steps": 4, "steps_planned": 1200}
     run.record_outcome(Outcome(step="finetune", status="done", result=figures))
     told = "\n".join(again.what_is_missing(run, home, PVC))
     assert "its budget ended it after 4 of 1,200 steps" in told
+    figures["budget_ends"] = [[2, 5], [3, 4]]
+    run.record_outcome(Outcome(step="finetune", status="done", result=figures))
+    assert "its budget" not in "\n".join(again.what_is_missing(run, home, PVC))
+    asked = again.recorded_parameters(run, PVC, "new", **again.worked_out(run))
+    assert asked.budget.ends == ((2, 5), (3, 4))
 
 
 def test_a_fork_is_made_again_from_where_it_was_forked(home: Path) -> None:

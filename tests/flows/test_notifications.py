@@ -1,11 +1,12 @@
-"""Automations as code: a run that fails is told of by the block that was named."""
+"""Automations as code: the block that was named tells of runs, by a real server and web hook."""
 
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from queue import Queue
+from queue import Empty, Queue
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Failed, Running
+from prefect.states import Scheduled
 
 from flows.notifications import apply
 from trainer.errors import RequestError
@@ -42,12 +43,26 @@ def told() -> Iterator[tuple[str, "Queue[dict[str, Any]]"]]:
         server.shutdown()
 
 
-@flow(name="finetune")
-def a_run() -> None:
-    pass
+def ending_as(state: str) -> None:
+    """A real run of a flow of ours that comes to that state; a late one comes to it by itself."""
+
+    @flow(name="finetune", flow_run_name=f"western-tales-{state}")
+    def a_run() -> None:
+        if state == "Failed":
+            raise RuntimeError("the volume is full")
+        if state == "Crashed":
+            raise KeyboardInterrupt
+
+    if state == "Late":
+        with get_client(sync_client=True) as client:
+            client.create_flow_run(a_run, name="western-tales-Late", state=Scheduled())
+        return
+    with contextlib.suppress(RuntimeError, KeyboardInterrupt):
+        a_run()
 
 
-def test_a_run_that_fails_is_told_of(
+@pytest.mark.timeout(WITHIN_SECONDS + 60)
+def test_runs_that_fail_crash_finish_or_come_late_are_told_of(
     api_url: str, told: tuple[str, "Queue[dict[str, Any]]"]
 ) -> None:
     url, received = told
@@ -60,17 +75,19 @@ def test_a_run_that_fails_is_told_of(
         assert apply(["custom-webhook/ops"]) == names
         there = [a.name for a in client.read_automations() if a.name in names]
         assert sorted(there) == sorted(names)
-        # The server takes up a new automation a moment after it has answered.
+        bodies: dict[str, str] = {}
         deadline = time.monotonic() + WITHIN_SECONDS
-        while received.empty():
-            assert time.monotonic() < deadline, "nobody was told"
-            run = client.create_flow_run(a_run, name="western-tales")
-            client.set_flow_run_state(run.id, Running(), force=True)
-            client.set_flow_run_state(run.id, Failed(message="the volume is full"), force=True)
-            time.sleep(2)
-        sent = received.get()
-        assert sent["subject"] == "finetune: western-tales is Failed"
-        assert "the volume is full" in sent["body"]
+        while missing := {"Failed", "Crashed", "Completed", "Late"} - bodies.keys():
+            assert time.monotonic() < deadline, f"nobody was told of {missing}"
+            # The server takes up a new automation a moment after it has answered: again, then.
+            for state in sorted(missing):
+                ending_as(state)
+            with contextlib.suppress(Empty):
+                while sent := received.get(timeout=5):
+                    named, _, state = sent["subject"].rpartition(" is ")
+                    assert named == f"finetune: western-tales-{state}"
+                    bodies[state] = sent["body"]
+        assert "the volume is full" in bodies["Failed"]
         for automation in client.read_automations():
             if automation.name in names:
                 client.delete_automation(automation.id)

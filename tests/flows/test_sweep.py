@@ -133,6 +133,13 @@ def test_a_sweep_whose_every_trial_fails_has_failed(home: Path) -> None:
     assert "does not answer" in "".join(said)
 
 
+def test_what_a_trial_is_refused_for_is_told_as_if_it_were_the_sweeps_own(home: Path) -> None:
+    request = {**REQUEST, "run_name": "no-model", "model": "models/none", "over": {"epochs": [1]}}
+    with pytest.raises(RequestError) as refused:
+        run_sweep(SweepParameters(**request), home, print)
+    assert str(refused.value).startswith("model")
+
+
 @pytest.mark.timeout(900)
 def test_one_that_is_interrupted_goes_on_and_the_best_is_trained_longest(
     home: Path, environment: dict[str, str], api_url: str
@@ -165,3 +172,26 @@ def test_one_that_is_interrupted_goes_on_and_the_best_is_trained_longest(
     assert "polyline" in (home / PVC / "sweeps/rates/result.svg").read_text()
     found = api(api_url, "artifacts/filter", artifacts={"key": {"like_": "rates-sweep%"}})
     assert {artifact["type"] for artifact in found} == {"table", "image"}
+
+
+@pytest.mark.timeout(900)
+def test_one_that_is_killed_goes_on_and_none_of_its_steps_is_done_again(
+    home: Path, environment: dict[str, str]
+) -> None:
+    options = ["-p", "run_name=killed", "-p", "epochs=10", "--over", "learn_rate=1e-4,1e-3"]
+    process = asked(home, environment, *options, "--parallel", "2")
+    runs = ("killed-1", "killed-2")
+    deadline = time.monotonic() + 400
+    while not all((home / PVC / run / "metrics.jsonl").exists() for run in runs):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+
+    process = asked(home, environment, *options, "--parallel", "2")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert [line.partition("run=")[2] for line in out.splitlines()] == ["killed-2", "killed-1"]
+    for run in runs:
+        assert "goes on from step" not in (home / PVC / "logs" / run / "finetune.log").read_text()

@@ -55,6 +55,33 @@ def test_it_ends_early_with_a_learning_rate_of_nothing_and_a_good_model(tmp_path
     assert "resumes exactly: from step 4 to step 7" in log
 
 
+def test_a_schedule_that_a_budget_ended_is_made_again_by_no_clock(tmp_path: Path) -> None:
+    config = make_config(make_volume(tmp_path), budget={"deadline": "2100-01-01"})
+    path = tmp_path / "finetune.json"
+    path.write_text(json.dumps(config))
+    ends = {3: 6, 5: 9, 6: 8}
+
+    def ended_thrice() -> int:
+        budget.last_step = lambda done, end, *_, **__: ends.get(done, end)
+        return command.main(["finetune", str(path)])
+
+    code, log = run_forked(tmp_path, ended_thrice)
+    assert code == 0, log
+    recorded = result_of(config)["budget_ends"]
+    assert recorded == [[3, 6], [5, 9], [6, 8]]
+    config = make_config(tmp_path, run_name="again", budget={"ends": recorded})
+    assert run_step("finetune", config) == 0, log_of(config)
+    first, again = (read_lines(tmp_path / run / "metrics.jsonl") for run in ("run", "again"))
+    names = ("step", "loss", "eval_loss", "learning_rate")
+    assert [[line.get(n) for n in names] for line in first] == [
+        [line.get(n) for n in names] for line in again
+    ]
+    weights = [tmp_path / run / "final/model.safetensors" for run in ("run", "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    outcome = json.loads((tmp_path / "again/outcomes/finetune.json").read_text())
+    assert outcome["result"]["budget_ends"] == recorded
+
+
 def test_an_end_that_was_brought_forward_stays_there_after_a_kill(tmp_path: Path) -> None:
     config = make_config(make_volume(tmp_path), budget={"deadline": "2100-01-01"})
     path = tmp_path / "finetune.json"

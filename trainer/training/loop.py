@@ -39,6 +39,7 @@ class Progress:
     looked_at: int = -1  # the last step at which validation or samples were made
     skipped_in_row: int = 0  # steps whose numbers were not finite, up to now
     shortened: Shortened | None = None  # the schedule, by the budget
+    ends: list[list[int]] = field(default_factory=list)  # how often, as in BudgetConfig
     records: dict[str, int] = field(default_factory=dict)  # bytes of metrics.jsonl, ...
 
 
@@ -178,10 +179,11 @@ class Loop:
     def _keep_to_budget(self) -> None:
         """Let the schedule end earlier where the budget would be over before it."""
         done, end = self.progress.step, self.plan.steps
-        if not self.job.end_by or done == end:
+        decided = dict(self.job.config.budget.ends)
+        if done == end or not (decided or self.job.end_by):
             return
-        last = end
-        if self.first:  # its clock alone counts
+        last = decided.get(done, end)
+        if self.first and not decided:  # its clock alone counts
             last = budget.last_step(
                 done,
                 end,
@@ -195,6 +197,7 @@ class Loop:
             return
         self.plan = self.plan.shortened_to(last, begin=done)
         self.progress.shortened = self.plan.shortened
+        self.progress.ends.append([done, last])
         if self.first:
             say(
                 f"budget: there is time for {last:,} of {self.plan.whole_steps:,} steps. The "

@@ -236,6 +236,7 @@ def _figures(job: Job) -> dict[str, Any]:
     figures = {name: about[name] for name in ("loss", "eval_loss", "tokens")}
     if job.shortened:
         figures |= {"steps": job.plan.steps, "steps_planned": job.plan.whole_steps}
+        figures["budget_ends"] = about.get("ends", [])
     figures["seconds"] = round(about["seconds"], 3)
     figures["tokens_per_second"] = round(about["tokens"] / max(about["seconds"], 1e-9), 1)
     return figures
