@@ -5,6 +5,7 @@ flow holds no state: killed at any point and started again with the same paramet
 it adopts what is under way and takes over what is done.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from prefect import flow
@@ -61,8 +62,9 @@ def finetune(**given: Any) -> dict[str, Any]:
         if stays(run.parameters) or not (backend.detaches or only_compared()):
             deploy(run)
         if run.volume_folder is not None and run.volume_folder.record() is not None:
-            record_flow(run.volume_folder, run.began)
-            write_page(run.volume_folder)
+            with suppress(OSError):  # a full volume; all that was asked for is done
+                record_flow(run.volume_folder, run.began)
+                write_page(run.volume_folder)
         result = losses(run.outcomes)
         show_result(run.run_name, run.outcomes, result)
     return {**result, "seconds": {outcome.step: outcome.seconds for outcome in run.outcomes}}

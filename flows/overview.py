@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.reference_claim import reference_runs, token_files
 from infra import local_service
+from infra.backend import PlaceError
 from infra.local_processes import LocalBackend
 from tasks.local_deployment import FINAL_MANIFEST, as_it_is_now, serving_final
 from tasks.summary import losses
@@ -193,6 +194,9 @@ def verify_run(home: Path, pvc: str, run_name: str, say: Callable[[str], Any]) -
 def stop_run(home: Path, pvc: str, run_name: str) -> list[str]:
     """Stop the run's steps, letting them save, and its service; return what was stopped."""
     stopped = LocalBackend(home).stop(pvc, run_name)
-    if local_service.stop(home / pvc, run_name):
-        stopped.append("service")
+    try:
+        if local_service.stop(home / pvc, run_name):
+            stopped.append("service")
+    except PlaceError as error:
+        raise RequestError(f"stopped: {', '.join([*stopped, 'service'])}", str(error)) from error
     return stopped

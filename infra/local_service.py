@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from infra.local_folder import writing
 from infra.server_process import (
     GRACE_SECONDS,
     ServiceError,
@@ -34,6 +35,7 @@ from infra.service_client import Address
 
 RUNS = ".runs"
 READY_SECONDS = 600.0
+PROBE_BYTES = 64 * 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,15 +90,14 @@ def start(
     Raises:
         ServiceError: The new server ended, was not ready in time, or failed its check.
             It is gone, and what served before serves on.
+        PlaceError: The same, and the volume can't be written.
     """
     volume = volume.resolve()
     folder = volume / RUNS / run_name / "service"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(volume, folder):
         old, revision = running(volume, run_name), _last_revision(volume, run_name) + 1
         log = volume / logs / run_name / "serve.log"
         ready_file = folder / f"ready-{revision}.json"
-        ready_file.unlink(missing_ok=True)
         step_config = {
             **(config or {}),
             "volume": str(volume),
@@ -104,9 +105,17 @@ def start(
             "port": port,
             "ready_file": str(ready_file),
         }
-        with _new_server(folder / f"config-{revision}.json", step_config, log, python) as made:
-            process, begin = made
-            ready = await_ready(process, ready_file, log, begin, timeout_seconds)
+        config_file = folder / f"config-{revision}.json"
+        with writing(volume):
+            ready_file.unlink(missing_ok=True)
+            _prepare(config_file, step_config, log)
+        with _new_server(config_file, log, python) as (process, begin):
+            try:
+                ready = await_ready(process, ready_file, log, begin, timeout_seconds)
+            except ServiceError:
+                with writing(volume):  # if that is why, it could write so nowhere
+                    _try_to_write(folder / "probe")
+                raise
             service = Service(
                 url=ready["url"],
                 pid=process.pid,
@@ -123,7 +132,8 @@ def start(
             )
             if problems := check(service) if check else []:
                 raise ServiceError("\n".join(problems))
-            _record(volume, run_name, service, event)
+            with writing(volume):
+                _record(volume, run_name, service, event)
     if old:
         end(old.pid, old.process_started, GRACE_SECONDS)
     return service
@@ -138,13 +148,19 @@ def running(volume: Path, run_name: str) -> Service | None:
 
 
 def stop(volume: Path, run_name: str, grace_seconds: float = GRACE_SECONDS) -> bool:
-    """Stop the run's service, letting it finish what it has; whether there was one."""
+    """Stop the run's service, letting it finish what it has; whether there was one.
+
+    Raises:
+        PlaceError: It was stopped, and the volume can't be written.
+    """
     service = running(volume, run_name)
     if service is None:
         return False
     end(service.pid, service.process_started, grace_seconds)
-    (volume / run_name / "service.json").unlink(missing_ok=True)
-    _append(volume, run_name, {"event": "stopped", "revision": service.revision, "time": _now()})
+    entry = {"event": "stopped", "revision": service.revision, "time": _now()}
+    with writing(volume):
+        (volume / run_name / "service.json").unlink(missing_ok=True)
+        _replace(_with_entry(volume, run_name, entry))
     return True
 
 
@@ -162,7 +178,8 @@ def serving_for_a_while(volume: Path, model: str, **config: Any) -> Iterator[Add
         step_config = {"model": model, **config, "volume": str(volume.resolve())}
         step_config["ready_file"] = str(ready_file)
         config_file = Path(place) / "config.json"
-        with _new_server(config_file, step_config, log, sys.executable) as (process, begin):
+        _prepare(config_file, step_config, log)
+        with _new_server(config_file, log, sys.executable) as (process, begin):
             ready = await_ready(process, ready_file, log, begin, READY_SECONDS)
             try:
                 yield Address(ready["url"], ready["name"])
@@ -170,13 +187,19 @@ def serving_for_a_while(volume: Path, model: str, **config: Any) -> Iterator[Add
                 end(process.pid, process_started(process.pid), GRACE_SECONDS)
 
 
+def _prepare(config_file: Path, config: dict[str, Any], log: Path) -> None:
+    """Write what the server's process finds as it starts."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
 @contextlib.contextmanager
 def _new_server(
-    config_file: Path, config: dict[str, Any], log: Path, python: str
+    config_file: Path, log: Path, python: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server's process and where its part of the log begins; ended if the block fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    process, begin = launch(config_file, config, log, python)
+    process, begin = launch(config_file, log, python)
     try:
         yield process, begin
     except BaseException:  # a Ctrl-C too: no server is left that nobody knows of
@@ -197,32 +220,64 @@ def _recorded(volume: Path, run_name: str) -> Service | None:
 
 
 def _last_revision(volume: Path, run_name: str) -> int:
+    lines = _history(volume, run_name).splitlines()
+    return max((json.loads(line)["revision"] for line in lines), default=0)
+
+
+def _history(volume: Path, run_name: str) -> str:
+    """What served when, without a last line that was cut off by a crash."""
     try:
-        with open(volume / run_name / "services.jsonl", encoding="utf-8") as history:
-            return max((json.loads(line)["revision"] for line in history), default=0)
+        text = (volume / run_name / "services.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return 0
+        return ""
+    return text[: text.rfind("\n") + 1]
 
 
 def _record(volume: Path, run_name: str, service: Service, event: str) -> None:
-    path = volume / run_name / "service.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(dataclasses.asdict(service), indent=1), encoding="utf-8")
-    os.replace(beside, path)
-    entry = {"event": event, **dataclasses.asdict(service), "time": service.started}
-    _append(volume, run_name, entry)
+    (volume / run_name).mkdir(parents=True, exist_ok=True)
+    now = dataclasses.asdict(service)
+    entry = {"event": event, **now, "time": service.started}
+    _replace(
+        {
+            **_with_entry(volume, run_name, entry),
+            volume / run_name / "service.json": json.dumps(now, indent=1),
+        }
+    )
 
 
-def _append(volume: Path, run_name: str, entry: dict[str, Any]) -> None:
-    with open(volume / run_name / "services.jsonl", "a", encoding="utf-8") as history:
-        history.write(json.dumps(entry) + "\n")
+def _with_entry(volume: Path, run_name: str, entry: dict[str, Any]) -> dict[Path, str]:
+    """The history's file and what it is to hold."""
+    text = _history(volume, run_name) + json.dumps(entry) + "\n"
+    return {volume / run_name / "services.jsonl": text}
+
+
+def _replace(texts: dict[Path, str]) -> None:
+    """Write the files: all of them or, where the volume is full, none."""
+    beside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    try:
+        for path, text in texts.items():
+            beside[path].write_text(text, encoding="utf-8")
+        for path in texts:
+            os.replace(beside[path], path)
+    finally:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+
+
+def _try_to_write(probe: Path) -> None:
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(volume: Path, folder: Path) -> Iterator[None]:
     """One start at a time for each run; a killed one holds nothing."""
-    with open(folder / "lock", "w", encoding="utf-8") as lock:
+    with writing(volume):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -26,11 +26,8 @@ class ServiceError(Exception):
         self.exit_code = exit_code  # of a server that ended by itself
 
 
-def launch(
-    config_file: Path, config: dict[str, Any], log: Path, python: str
-) -> tuple[subprocess.Popen[bytes], int]:
+def launch(config_file: Path, log: Path, python: str) -> tuple[subprocess.Popen[bytes], int]:
     """Start the server in a session of its own; return it and where its part of the log begins."""
-    config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
     with open(log, "ab") as output:
         process = subprocess.Popen(
             [python, "-m", "trainer", "serve", str(config_file)],

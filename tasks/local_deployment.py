@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from infra import local_service, service_client
+from infra.backend import PlaceError
+from infra.local_folder import writing
 from infra.local_service import Service
 from infra.server_process import ServiceError
 from infra.service_client import NoAnswerError
 from trainer.checkpoints import read_manifest
-from trainer.errors import DamagedError, StepError
+from trainer.errors import DamagedError, RequestError, StepError
 from trainer.outcome import Outcome
 from trainer.run_folder import RunFolder
 from trainer.serving.deploy import find_model, prompt_of
@@ -27,7 +29,7 @@ def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcom
     """Serve the run's model, ask it, and stop it again unless it is to stay.
 
     Raises:
-        RequestError: The run left no model.
+        RequestError: The run left no model, or the volume can't be written.
         StepError: The server did not pass; what served before serves on.
     """
     folder = RunFolder(volume, parameters["run_name"])
@@ -37,8 +39,12 @@ def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcom
         service = serving_final(folder)
         if service is not None or not stays(parameters):
             return dataclasses.replace(as_it_is_now(earlier, service), reused=True, seconds=0.0)
-    outcome = _deploy(parameters, folder, volume, say)
-    folder.record_outcome(outcome)
+    try:
+        outcome = _deploy(parameters, folder, volume, say)
+        with writing(volume):
+            folder.record_outcome(outcome)
+    except PlaceError as error:
+        raise RequestError(str(error)) from error
     return outcome
 
 
@@ -74,7 +80,7 @@ def rollback_here(volume: Path, run_name: str, logs: str = "logs") -> Service:
     """Serve the model that served before the one that serves now.
 
     Raises:
-        RequestError: There is no earlier one, or it is gone.
+        RequestError: There is no earlier one, it is gone, or the volume can't be written.
         StepError: Its server did not pass; what served serves on.
     """
     model = find_model(RunFolder(volume, run_name), rollback=True)
@@ -82,6 +88,8 @@ def rollback_here(volume: Path, run_name: str, logs: str = "logs") -> Service:
         return _start(volume, run_name, model, expected_of(model), logs, event="rolled back")
     except (ServiceError, GateError) as error:
         raise StepError(f"rolling {run_name!r} back failed: {error}") from error
+    except PlaceError as error:
+        raise RequestError(str(error)) from error
 
 
 def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say: Say) -> Outcome:

@@ -7,6 +7,7 @@ else failed. Loads no torch until a step needs it.
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import signal
 import sys
@@ -18,6 +19,7 @@ from types import FrameType
 
 from trainer.config import STEP_CONFIGS, StepConfig, load_step_config
 from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, Signalled, StepError
+from trainer.fetch.place import refusing_bad_volume
 from trainer.journal import begin, placed_at
 from trainer.outcome import Outcome, write_termination_message
 from trainer.report.page import write_page
@@ -79,6 +81,19 @@ def _run(step: str, config: StepConfig) -> tuple[Outcome, int]:
         return outcome("failed", StepResult(message=message)), EXIT_FAILED
 
 
+def _record(config: StepConfig, outcome: Outcome, exit_code: int) -> tuple[Outcome, int]:
+    """Leave the outcome in the run's folder; how the step ends where the volume takes it not."""
+    try:
+        with refusing_bad_volume(Path(config.volume)):
+            RunFolder(config.volume, config.run_name).record_outcome(outcome)
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        if exit_code == EXIT_DONE:
+            refused = dataclasses.replace(outcome, status="refused", message=str(error), result={})
+            return refused, error.exit_code
+    return outcome, exit_code
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop_on_signal)
@@ -111,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     if outcome.message:
         print(outcome.message, file=sys.stderr if exit_code else sys.stdout, flush=True)
     if config is not None and config.run_name and node_rank() == 0:
-        RunFolder(config.volume, config.run_name).record_outcome(outcome)
+        outcome, exit_code = _record(config, outcome, exit_code)
     if journal is not None:
         journal.close(outcome.status)
         if outcome.status == "done" and run_folder.record() is not None:

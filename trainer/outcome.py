@@ -64,11 +64,15 @@ def write_atomically(path: Path, text: str) -> None:
     """Write `path` so that it is there whole or not at all, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{writer_name()}")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:  # a full volume: what fitted of it takes no room
+        beside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -45,7 +45,8 @@ def run(config: DeployConfig) -> StepResult:
         return _to_be_served(config, folder, found)
     if wrong := problems(expected, observed):
         raise RequestError(*wrong)
-    _record(config, folder, found, observed)
+    with refusing_bad_volume(folder.root.parent):
+        _record(config, folder, found, observed)
     return StepResult(
         result={**found, "prompt": prompt_of(folder)},
         message=f"revision {found['revision']} answers as it was trained to",

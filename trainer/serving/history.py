@@ -15,25 +15,30 @@ from typing import Any
 
 from trainer.checkpoints import read_manifest
 from trainer.errors import DamagedError, RequestError
+from trainer.outcome import write_atomically
 from trainer.run_folder import RunFolder
 
 Entry = Mapping[str, Any]
 
 
 def read_history(run: RunFolder) -> list[Entry]:
-    """All entries, the oldest first; a last line that was cut off by a crash is left out."""
+    """All entries, the oldest first."""
+    return [json.loads(line) for line in _whole_lines(run).splitlines()]
+
+
+def _whole_lines(run: RunFolder) -> str:
+    """The history without a last line that was cut off by a crash."""
     try:
         text = run.services.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return ""
+    return text[: text.rfind("\n") + 1]
 
 
 def append(run: RunFolder, event: str, **fields: Any) -> Entry:
-    """Write down that something changed, now."""
+    """Write down that something changed, now; on a full volume nothing is written."""
     entry = {"event": event, **fields, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    with open(run.services, "a", encoding="utf-8") as history:
-        history.write(json.dumps(entry) + "\n")
+    write_atomically(run.services, _whole_lines(run) + json.dumps(entry) + "\n")
     return entry
 
 
