@@ -22,12 +22,14 @@ from trainer.topics import CheckpointsConfig
 from trainer.training.partitions import KINDS, Slice
 from trainer.training.saving import Saver
 
+SLICES = 24
 
-def make_slices(millions: float, count: int = 24) -> list[Slice]:
-    numel = int(millions * 1e6 / count)
+
+def make_slices(millions: float) -> list[Slice]:
+    numel = int(millions * 1e6 / SLICES)
     return [
         Slice(f"layer.{n}.weight", 0, numel, (numel,), {k: torch.randn(numel) for k in KINDS})
-        for n in range(count)
+        for n in range(SLICES)
     ]
 
 

@@ -14,7 +14,7 @@ import click
 
 from flows import compare_commands, overview, owner_commands, serving_commands, stores
 from flows.cluster_stop import stop_on_cluster
-from flows.options import home_option, pvc_option, read_parameters, takes_parameters
+from flows.options import backend_option, home_option, pvc_option, read_parameters, takes_parameters
 from flows.parameters import Parameters
 from infra.place import BACKEND_VARIABLE
 from trainer.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, StepError
@@ -36,13 +36,7 @@ def cli() -> None:
 @cli.command(epilog=EXIT_CODES)
 @takes_parameters
 @home_option
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "kubernetes"]),
-    default="local",
-    show_default=True,
-    help="Processes of this machine, or Jobs of the cluster that your kubeconfig names.",
-)
+@backend_option("Processes of this machine, or Jobs of the cluster that your kubeconfig names.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--only-compared", is_flag=True, hidden=True)  # a trial of a sweep
 def run(
@@ -69,12 +63,8 @@ def run(
 @cli.command(epilog=EXIT_CODES)
 @takes_parameters
 @home_option
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "kubernetes"]),
-    default="kubernetes",
-    show_default=True,
-    help="Plan for this machine's CPU, or for the GPUs that the parameters name.",
+@backend_option(
+    "Plan for this machine's CPU, or for the GPUs that the parameters name.", default="kubernetes"
 )
 @click.option("--contexts", type=click.IntRange(1), help="Plan for so many contexts of text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -250,13 +240,7 @@ def verify(run_name: str, home: Path, pvc: str, resume: bool) -> None:
 @click.argument("run_name")
 @home_option
 @pvc_option
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "kubernetes"]),
-    default="local",
-    show_default=True,
-    help="Where it runs: on this machine, or on the cluster that your kubeconfig names.",
-)
+@backend_option("Where it runs: on this machine, or on the cluster that your kubeconfig names.")
 @click.option("--namespace", default="", help="On Kubernetes: if not your kubeconfig's.")
 def stop(run_name: str, home: Path, pvc: str, backend: str, namespace: str) -> None:
     """Stop what a run has under way: its step, after saving, and its service."""

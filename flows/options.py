@@ -28,6 +28,19 @@ home_option = click.option(
 pvc_option = click.option(
     "--pvc", default="finetune-data", show_default=True, help="Volume: a folder below --home."
 )
+
+
+def backend_option(help: str | None = None, *, default: str = "local") -> Any:
+    """Where a command's steps run, or where it asks; `help` says it in the command's words."""
+    return click.option(
+        "--backend",
+        type=click.Choice(["local", "kubernetes"]),
+        default=default,
+        show_default=True,
+        help=help,
+    )
+
+
 parameter_options = [
     click.option(
         "-p",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from flows.options import (
+    backend_option,
     given_parameters,
     home_option,
     pvc_option,
@@ -55,13 +56,7 @@ def adopt(run: str, name: str | None, home: Path, pvc: str) -> None:
 @click.command()
 @takes_parameters
 @home_option
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "kubernetes"]),
-    default="local",
-    show_default=True,
-    help="Where the run is to be; with kubernetes the cluster is asked too.",
-)
+@backend_option("Where the run is to be; with kubernetes the cluster is asked too.")
 @click.option("--checks-only", is_flag=True, help="Leave the run in small out.")
 def rehearse(
     assignments: tuple[str, ...], file: Path | None, home: Path, backend: str, checks_only: bool
@@ -118,9 +113,7 @@ def notify_data(dataset: str, pvc: str) -> None:
     show_default=True,
     help="After each round go on with one in so many, trained so many times longer; 1: don't.",
 )
-@click.option(
-    "--backend", type=click.Choice(["local", "kubernetes"]), default="local", show_default=True
-)
+@backend_option()
 def sweep(
     assignments: tuple[str, ...],
     file: Path | None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.options import home_option, pvc_option, read_parameters, takes_parameters
+from flows.options import backend_option, home_option, pvc_option, read_parameters, takes_parameters
 from flows.served import Conversation, served
 from infra import service_client
 from infra.place import BACKEND_VARIABLE
@@ -67,13 +67,7 @@ def chat(run_name: str, max_tokens: int, step: int | None, home: Path, pvc: str)
 @click.argument("name", metavar="RUN")
 @takes_parameters
 @home_option
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "kubernetes"]),
-    default="local",
-    show_default=True,
-    help="Where it is served.",
-)
+@backend_option("Where it is served.")
 def rollback(
     name: str, assignments: tuple[str, ...], file: Path | None, home: Path, backend: str
 ) -> None:

@@ -1,7 +1,6 @@
 """Follow a log file that a process is writing: whole lines, each once."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from infra.backend import Line
@@ -30,12 +29,7 @@ class LogFollower:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def hand_over(self, on_line: Line, *, final: bool = False) -> bool:

@@ -4,6 +4,7 @@ Writes `{run_name}/evaluation.json` and, for people, `evaluation.md`: loss and p
 over all held-out tokens, and what both models write after the same prompts.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -49,15 +50,12 @@ def run(config: EvaluateConfig) -> StepResult:
 
 def _settings(config: EvaluateConfig) -> dict[str, Any]:
     """What of the config the report depends on."""
-    sampling = {
-        name: getattr(config.sampling, name) for name in config.sampling.__dataclass_fields__
-    }
     return {
         "model": config.model,
         "tensorizer_uri": config.tensorizer_uri,
         "prompts": _prompt_text(config),
         "random_seed": config.random_seed,
-        "sampling": sampling,
+        "sampling": dataclasses.asdict(config.sampling),
     }
 
 

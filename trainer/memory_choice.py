@@ -50,7 +50,7 @@ def choose(
     return None
 
 
-def smallest(setting: Setting, *, batch_size: int = -1, offload: Offload = "") -> Setting:
+def smallest(setting: Setting, *, batch_size: int, offload: Offload) -> Setting:
     """What takes the least memory of all that `choose` tries."""
     offloaded = _offload_ways(setting, offload)[-1]
     return replace(setting, batch_size=max(1, batch_size), offload=offloaded)

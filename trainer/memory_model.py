@@ -154,7 +154,7 @@ def checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = None) -
     return ADAM_BYTES * (shape.parameters if trained_parameters is None else trained_parameters)
 
 
-def final_bytes(shape: ModelShape, precision: Precision = "bf16") -> int:
+def final_bytes(shape: ModelShape, precision: Precision) -> int:
     """Size of the finished model's weights."""
     return WEIGHT_BYTES[precision] * shape.parameters
 
@@ -173,7 +173,7 @@ def effective_stage(asked: int, processes: int, precision: Precision, offload: b
     return least if processes == 1 and not offload else max(asked, least)
 
 
-def adapter_parameters(shape: ModelShape, rank: int, target_modules: Sequence[str] = ()) -> int:
+def adapter_parameters(shape: ModelShape, rank: int, target_modules: Sequence[str]) -> int:
     """Numbers in LoRA's adapters: two thin matrices beside each matrix that gets one.
 
     Without `target_modules` peft adapts queries and values, or the matrix that makes them.

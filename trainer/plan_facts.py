@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import TokenizeConfig
 from trainer.context_count import count_contexts
+from trainer.memory_model import GIB
 from trainer.model_shape import ModelShape
 from trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from trainer.tokens.sources import Source
 
-GIB = 1 << 30
 EARLIER_RUNS = 5  # of a kind, the newest: older ones ran on what may be another machine by now
 TAIL_BYTES = 1 << 18  # of metrics.jsonl: several hundred steps
 

@@ -16,7 +16,6 @@ from tests.kubernetes_double.admission import RefusedError
 
 TOKEN = "test-token"
 SUBRESOURCE = re.compile(r"/namespaces/[^/]+/([a-z]+)/[^/]+/([a-z]+)$")
-NAMED = re.compile(r"(?:/namespaces/([^/]+))?/([a-z]+)(?:/([^/]+))?$")
 VERBS = {"GET": "get", "POST": "create", "DELETE": "delete", "PATCH": "patch", "PUT": "update"}
 
 

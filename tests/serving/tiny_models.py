@@ -27,6 +27,13 @@ CHAT_TEMPLATE = (
     "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 )
 SHARED = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0}
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 256,
+}
 CONFIGS: dict[str, Any] = {
     "gptj": lambda: GPTJConfig(
         **SHARED, n_positions=256, n_embd=64, n_layer=3, n_head=4, rotary_dim=8
@@ -40,33 +47,9 @@ CONFIGS: dict[str, Any] = {
         num_heads=4,
         window_size=8,
     ),
-    "gpt_neox": lambda: GPTNeoXConfig(
-        **SHARED,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=256,
-    ),
-    "llama": lambda: LlamaConfig(
-        **SHARED,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=256,
-    ),
-    "mistral": lambda: MistralConfig(
-        **SHARED,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=256,
-        sliding_window=8,
-    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**SHARED, **SIZES),
+    "llama": lambda: LlamaConfig(**SHARED, **SIZES, num_key_value_heads=2),
+    "mistral": lambda: MistralConfig(**SHARED, **SIZES, num_key_value_heads=2, sliding_window=8),
     "gpt2": lambda: GPT2Config(**SHARED, n_positions=256, n_embd=64, n_layer=3, n_head=4),
 }
 

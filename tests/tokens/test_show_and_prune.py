@@ -11,8 +11,8 @@ import pytest
 from tests.tokens.conftest import Volume, content
 from tests.tokens.prose import story
 from trainer.errors import RequestError
+from trainer.lock import only_one
 from trainer.tokens import prune as prune_module
-from trainer.tokens.lock import only_one
 from trainer.tokens.prune import prune
 from trainer.tokens.show import describe, show_context
 

@@ -100,12 +100,11 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(files=files, about=content)
 
 
-def verify(folder: Path, digests: bool = True) -> list[str]:
+def verify(folder: Path) -> list[str]:
     """What is wrong with a sealed folder: one sentence each, none when it is intact.
 
     Args:
         folder: A checkpoint, or a final model.
-        digests: Read every byte; else sizes alone are compared.
     """
     try:
         manifest = read_manifest(folder)
@@ -121,7 +120,7 @@ def verify(folder: Path, digests: bool = True) -> list[str]:
         size = (folder / name).stat().st_size
         if size != expected["bytes"]:
             problems.append(f"{folder.name}/{name} has {size} bytes instead of {expected['bytes']}")
-        elif digests and not _has_digest(folder / name, expected):
+        elif not _has_digest(folder / name, expected):
             problems.append(f"{folder.name}/{name} was altered: its digest is not the manifest's")
     return problems
 

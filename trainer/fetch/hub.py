@@ -9,13 +9,9 @@ with the hub's before the folder is renamed into its place. HF_ENDPOINT and HF_T
 are honoured.
 """
 
-import contextlib
-import fcntl
 import json
 import re
 import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +20,13 @@ from trainer.errors import DamagedError, RequestError
 from trainer.events import notice
 from trainer.fetch.listing import Listing, RemoteFile, digest_of
 from trainer.fetch.place import refusing_bad_volume
+from trainer.lock import only_one
 from trainer.outcome import sync_folder, write_atomically
 
 MARKER = ".fetched.json"
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"^(?P<id>{_PART}(/{_PART})?)(@(?P<revision>[A-Za-z0-9][\w./-]*))?$", re.A)
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_LOCK_POLL_SECONDS = 0.5
 # What is kept free beyond the download: a full disk stops everyone on the volume.
 _SPARE_BYTES = 256 * 1024**2
 
@@ -87,7 +83,8 @@ def fetch_from_hub(
     folder = volume / hub_id.folder(tokenizer_only=tokenizer_only)
     with refusing_bad_volume(volume):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder.with_name(f".{folder.name}.lock"), hub_id.id):
+        waiting = f"waiting for another run that downloads {hub_id.id}"
+        with only_one(folder.with_name(f".{folder.name}.lock"), waiting):
             if _is_complete(folder):  # made by whoever held the lock
                 return folder, False
             # Imports huggingface_hub, so only where it is needed.
@@ -113,23 +110,6 @@ def _is_complete(folder: Path) -> bool:
 
 def _has(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
-
-
-@contextlib.contextmanager
-def _only_one(lock: Path, what: str) -> Iterator[None]:
-    """Hold `lock`; wait, and say so, while another process has it."""
-    with open(lock, "w") as file:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    notice(f"waiting for another run that downloads {what}")
-                waiting = True
-                time.sleep(_LOCK_POLL_SECONDS)
-        yield
 
 
 def _download(folder: Path, parameter: str, listing: Listing) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.errors import DamagedError
-from trainer.tokens.lock import if_free, taken
+from trainer.lock import if_free, taken
 from trainer.tokens.store import MANIFEST, read_manifest
 
 _CACHE = "cache/tokens"

@@ -22,11 +22,11 @@ from typing import Any
 from trainer import events
 from trainer.config import TokenizeConfig
 from trainer.errors import DamagedError, RequestError, StepError
+from trainer.lock import only_one
 from trainer.outcome import sync_folder, writer_name
 from trainer.steps import StepResult
 from trainer.tokens import store as stores
 from trainer.tokens.digests import DigestMemory, nearest
-from trainer.tokens.lock import only_one
 from trainer.tokens.records import JSONL_FORMAT
 from trainer.tokens.sources import Source, in_order, list_sources
 from trainer.tokens.store import Manifest, TokenStore, read_manifest
@@ -92,7 +92,8 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
         folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
         if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
             return _result(volume, found, started, reused=True)
-        with only_one(volume / CACHE / "locks" / folder.name):
+        waiting = "Another process is making these tokens. Waiting for it."
+        with only_one(volume / CACHE / "locks" / folder.name, waiting):
             if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
                 return _result(volume, found, started, reused=True)
             # What makes a store loads numpy and more; finding one does not.

@@ -51,7 +51,7 @@ def read_batch(store: TokenStore, contexts: np.ndarray, rows: int = 0) -> Batch:
 
 
 def read_ahead(
-    store: TokenStore, groups: Iterable[list[np.ndarray]], rows: int = 0
+    store: TokenStore, groups: Iterable[list[np.ndarray]], rows: int
 ) -> Iterator[list[Batch]]:
     """The batches of each group of micro-batches, the next group read while one is used."""
 

@@ -8,8 +8,8 @@ import psutil
 import torch
 
 from trainer import journal
+from trainer.memory_model import GIB
 
-GIB = 2**30
 # What the kinds of work are called where a run's time is added up.
 PHASES = {
     "data": "data wait",

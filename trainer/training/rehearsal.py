@@ -24,8 +24,8 @@ from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.links import link_or_copy
 from trainer.config import FinetuneConfig, load_step_config
 from trainer.errors import RequestError, Signalled, StepError
+from trainer.lock import only_one, taken
 from trainer.run_folder import RunFolder
-from trainer.tokens.lock import only_one, taken
 from trainer.tokens.store import TokenStore
 from trainer.training.job import Job
 from trainer.training.plan import Shortened

@@ -1,4 +1,4 @@
-"""One process at a time makes a store; the others wait and use it."""
+"""One process at a time makes a thing on the volume; the others wait and use it."""
 
 import contextlib
 import fcntl
@@ -12,21 +12,24 @@ _POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
-def only_one(path: Path) -> Iterator[None]:
+def only_one(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold the lock file at `path`; wait for whoever holds it.
 
     The lock is the kernel's: it is gone with the process that held it, however it ended.
+
+    Args:
+        waiting: What to say where somebody holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        told = False
+        told = not waiting
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if not told:
-                    events.notice("Another process is making these tokens. Waiting for it.")
+                    events.notice(waiting)
                 told = True
                 # Polled, not waited for: a signal must end the wait at once.
                 time.sleep(_POLL_SECONDS)
