@@ -243,7 +243,10 @@ def verify(run_name: str, home: Path, pvc: str, resume: bool) -> None:
 @backend_option("Where it runs: on this machine, or on the cluster that your kubeconfig names.")
 @click.option("--namespace", default="", help="On Kubernetes: if not your kubeconfig's.")
 def stop(run_name: str, home: Path, pvc: str, backend: str, namespace: str) -> None:
-    """Stop what a run has under way: its step, after saving, and its service."""
+    """Stop what a run has under way: its step, after saving, and its service.
+
+    On this machine the service has 30 seconds for the answers that are under way.
+    """
     if backend == "kubernetes":
         stopped = stop_on_cluster(pvc, run_name, namespace)
     else:

@@ -4,7 +4,7 @@ Made for a schedule. What it decided is kept on the volume (trainer/champion.py)
 run that is killed is gone on with by the next one.
 """
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from prefect.states import State
 from flows.finetune import finetune
 from flows.parameters import Parameters, cluster_settings, takes
 from infra import local_service
+from infra.backend import PlaceError
 from infra.local_processes import LocalBackend
 from infra.place import backend_from_environment
 from tasks.following import claimed
@@ -120,7 +121,9 @@ def _stop_service(run: Run, replaced: str) -> None:
     if not replaced:
         return
     if isinstance(run.backend, LocalBackend):
-        local_service.stop(run.backend.volume(run.parameters["pvc"]), replaced)
+        with suppress(PlaceError):  # a full volume: it was told to stop all the same
+            volume = run.backend.volume(run.parameters["pvc"])
+            local_service.stop(volume, replaced, grace_seconds=None)
     else:
         kind = run.parameters["serving"]["kind"]
         run.backend.serving(kind).remove(replaced)  # type: ignore[attr-defined]

@@ -6,7 +6,8 @@
     {logs}/{run_name}/serve.log          what the servers of the run have printed
 
 A new server must be ready and pass its check before it is recorded and the old one
-stopped: until then the old one answers.
+told to stop: until then the old one answers. It finishes what it has and ends by itself,
+which may take as long as its longest answer; nobody waits for it.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,11 +32,13 @@ from infra.server_process import (
     end,
     launch,
     process_started,
+    tell,
 )
 from infra.service_client import Address
 
 RUNS = ".runs"
 READY_SECONDS = 600.0
+LEAVING_SECONDS = 1.0  # for who has just read the old address to have asked there
 PROBE_BYTES = 64 * 1024
 
 
@@ -135,7 +139,8 @@ def start(
             with writing(volume):
                 _record(volume, run_name, service, event)
     if old:
-        end(old.pid, old.process_started, GRACE_SECONDS)
+        time.sleep(LEAVING_SECONDS)
+        tell(old.pid, old.process_started)
     return service
 
 
@@ -147,16 +152,23 @@ def running(volume: Path, run_name: str) -> Service | None:
     return None
 
 
-def stop(volume: Path, run_name: str, grace_seconds: float = GRACE_SECONDS) -> bool:
+def stop(volume: Path, run_name: str, grace_seconds: float | None = GRACE_SECONDS) -> bool:
     """Stop the run's service, letting it finish what it has; whether there was one.
 
+    Args:
+        volume: The volume's root.
+        run_name: The run that the service belongs to.
+        grace_seconds: Until it is killed; None: it ends by itself, and is not waited for.
     Raises:
         PlaceError: It was stopped, and the volume can't be written.
     """
     service = running(volume, run_name)
     if service is None:
         return False
-    end(service.pid, service.process_started, grace_seconds)
+    if grace_seconds is None:
+        tell(service.pid, service.process_started)
+    else:
+        end(service.pid, service.process_started, grace_seconds)
     entry = {"event": "stopped", "revision": service.revision, "time": _now()}
     with writing(volume):
         (volume / run_name / "service.json").unlink(missing_ok=True)

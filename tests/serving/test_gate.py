@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from tokenizers.models import BPE
 
 from infra import local_service, service_client
 from infra.local_service import Service
-from infra.server_process import ServiceError
+from infra.server_process import ServiceError, process_started
 from infra.service_client import NoAnswerError
 from tests.serving import tiny_models, trained
 from trainer.serving import gate
@@ -162,9 +165,33 @@ def test_good_revision_takes_over_without_a_lost_request(town: Path) -> None:
     assert len(set(asker.answers)) == 1
     assert "".join(pieces) == service_client.ask(after, "The", **LONG)
     assert after.pid != before.pid
-    assert not Path(f"/proc/{before.pid}").exists()
+    wait_for_end(before)
     history = (town / "town/services.jsonl").read_text().splitlines()
     assert [json.loads(line)["revision"] for line in history] == [1, 2]
+
+
+def wait_for_end(service: Service) -> None:
+    while process_started(service.pid) == service.process_started:
+        time.sleep(0.05)
+
+
+def test_a_server_that_was_replaced_finishes_an_answer_however_long(
+    town: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_service, "GRACE_SECONDS", 1.0)
+    before = local_service.running(town, "town")
+    assert before is not None
+    slow = service_client.stream(before, "The", **LONG)
+    pieces = [next(slow)]
+    os.kill(before.pid, signal.SIGSTOP)  # nothing is slower
+    try:
+        after = start(town)
+        time.sleep(2)  # nobody waits for it, nor kills it
+    finally:
+        os.kill(before.pid, signal.SIGCONT)
+    pieces += slow
+    assert "".join(pieces) == service_client.ask(after, "The", **LONG)
+    wait_for_end(before)
 
 
 # --- the pure part ----------------------------------------------------------------------

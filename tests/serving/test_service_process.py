@@ -1,5 +1,6 @@
 """The server as a process: start, ask, replace, stop."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,9 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from infra import local_service, service_client
@@ -92,32 +97,88 @@ def test_model_that_cannot_be_served_is_told_with_the_servers_reason(volume: Pat
     assert not (volume / "ghost" / "service.json").exists()
 
 
-def test_sigterm_ends_the_server_with_exit_code_0_after_its_answers(
-    volume: Path, tmp_path: Path
-) -> None:
-    ready = tmp_path / "ready.json"
-    config = {"volume": str(volume), "model": "tales/final", "ready_file": str(ready)}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+@contextlib.contextmanager
+def serving(volume: Path, folder: Path, changes: str, **more: Any) -> Iterator[tuple[Any, str]]:
+    """A server process and its address, after `changes` to what it is made of."""
+    ready, config = folder / "ready.json", folder / "config.json"
+    given = {"volume": str(volume), "model": "tales/final", "ready_file": str(ready), **more}
+    config.write_text(json.dumps(given))
+    code = f"import runpy, sys\n{changes}\nrunpy.run_module('trainer', run_name='__main__')"
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer", "serve", str(tmp_path / "config.json")],
-        env={**os.environ, "FINETUNE_TERMINATION_PATH": str(tmp_path / "outcome.json")},
+        [sys.executable, "-c", code, "serve", str(config)],
+        env={**os.environ, "FINETUNE_TERMINATION_PATH": str(folder / "outcome.json")},
     )
     try:
         while not ready.exists():
             assert process.poll() is None
             time.sleep(0.05)
-        url = json.loads(ready.read_text())["url"]
-        body = {"model": "final", "prompt": "The", "max_tokens": 200, "stream": True}
-        body["logit_bias"] = {"0": -100}
-        lines = []
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=240) as response:
-            for line in response.iter_lines():
-                lines.append(line)
-                if len(lines) == 1:
-                    process.send_signal(signal.SIGTERM)
-        assert "data: [DONE]" in lines[-2:]
-        assert process.wait(timeout=240) == 0
+        yield process, json.loads(ready.read_text())["url"]
     finally:
         process.kill()
         process.wait()
-    assert json.loads((tmp_path / "outcome.json").read_text())["status"] == "done"
+
+
+def lines_of(url: str) -> Iterator[str]:
+    """A long answer's server-sent events."""
+    body = {"model": "final", "prompt": "The", "max_tokens": 200, "stream": True}
+    body["logit_bias"] = {"0": -100}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=240) as response:
+        yield from response.iter_lines()
+
+
+def cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+BEGUN = b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+HELD_OPEN = (b"", BEGUN[:20], BEGUN + b'{"pro', b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def test_sigterm_ends_the_server_with_exit_code_0_after_its_answers(
+    volume: Path, tmp_path: Path
+) -> None:
+    """Clients that say nothing, or not all, while they hold their connection, don't keep it."""
+    impatient = "import trainer.serving.hang_up as h; h.PIECE_SECONDS = 2.0"
+    outcome = tmp_path / "outcome.json"
+    with serving(volume, tmp_path, impatient) as (process, url), contextlib.ExitStack() as held:
+        address = urlsplit(url)
+        lines, clients = [], []
+        for sent in HELD_OPEN:
+            client = socket.create_connection((address.hostname, address.port))
+            clients.append(held.enter_context(client))
+            client.sendall(sent)
+        for line in lines_of(url):
+            lines.append(line)
+            if len(lines) == 1:
+                process.send_signal(signal.SIGTERM)
+        assert "data: [DONE]" in lines[-2:]
+        deadline = time.monotonic() + 120
+        while not outcome.exists():
+            assert time.monotonic() < deadline, "it waits for a client that says nothing"
+            time.sleep(0.02)
+        assert clients[2].recv(65536).startswith(b"HTTP/1.1 408 ")
+        served = cpu_seconds(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        # Python would look through all of torch for garbage: a quarter of what starting took.
+        assert usage.ru_utime + usage.ru_stime - served < 0.1 * served
+    assert json.loads(outcome.read_text())["status"] == "done"
+
+
+def test_a_server_that_hangs_as_it_stops_ends_by_itself(volume: Path, tmp_path: Path) -> None:
+    """Whoever replaced it is gone, so nobody would kill it."""
+    hangs = (
+        "import time, trainer.serving.engine as e, trainer.serving.server as s\n"
+        "s.LAST_WORDS_SECONDS = s.ENDING_SECONDS = 1\n"
+        "e.Engine._answer = lambda engine: time.sleep(engine.under_way * 10_000)"
+    )
+    with serving(volume, tmp_path, hangs, request_seconds=1) as (process, url):
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(BEGUN.replace(b"99", b"15") + b'{"prompt": "A"}')
+            while "sequences_under_way 1" not in httpx.get(f"{url}/metrics", timeout=240).text:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 1

@@ -1,9 +1,15 @@
-"""Read a request's body up to a limit, and stop working when its client has gone."""
+"""Read a request's body up to a limit, and stop working when its client has gone.
+
+A client that stops in the middle of its body is not waited for: a server that is told to
+stop would have to wait for it as for an answer under way.
+"""
 
 import asyncio
 import json
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+PIECE_SECONDS = 20.0  # without a byte of a body that is not whole
 
 
 class HangUp:
@@ -17,9 +23,16 @@ class HangUp:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = await self._read(receive)
+        try:
+            body = await self._read(receive)
+        except TimeoutError:
+            error = f"the body stopped coming for {PIECE_SECONDS:g} seconds. Send it again."
+            await _refuse_body(send, 408, error)
+            return
         if body is None:
-            await _refuse_body(send, self.max_body_bytes)
+            limit = self.max_body_bytes
+            error = f"the body is too large. A request may have {limit} bytes. Send less."
+            await _refuse_body(send, 413, error)
             return
         if isinstance(body, _Gone):
             return
@@ -39,10 +52,15 @@ class HangUp:
         await self.app(scope, receive, send)
 
     async def _read(self, receive: Receive) -> "bytes | _Gone | None":
-        """The whole body; None where it is larger than allowed."""
+        """The whole body; None where it is larger than allowed.
+
+        Raises:
+            TimeoutError: It stopped coming.
+        """
         pieces, size = [], 0
         while True:
-            message = await receive()
+            async with asyncio.timeout(PIECE_SECONDS):
+                message = await receive()
             if message["type"] == "http.disconnect":
                 return _Gone()
             pieces.append(message.get("body", b""))
@@ -75,13 +93,12 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def _refuse_body(send: Send, limit: int) -> None:
-    error = f"the body is too large. A request may have {limit} bytes. Send less."
+async def _refuse_body(send: Send, status: int, error: str) -> None:
     content = json.dumps({"error": error}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
         (b"connection", b"close"),
     ]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -7,8 +7,11 @@ are put together here.
 
 import contextlib
 import logging
+import math
+import os
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -24,6 +27,7 @@ from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
 
+from trainer.errors import EXIT_FAILED
 from trainer.serving.bodies import ApiError
 from trainer.serving.engine_metrics import register
 from trainer.serving.hang_up import HangUp
@@ -33,6 +37,9 @@ from trainer.serving.reference_api import PredictModel, completion_router
 from trainer.serving.service import Service
 
 MAX_BODY_BYTES = 16 * 2**20
+UNREAD_SECONDS = 60.0  # that a client may take nothing of what was sent to it
+LAST_WORDS_SECONDS = 5  # for an answer that ends by the time limit of requests to be sent
+ENDING_SECONDS = 20  # for the process to end after its last answer
 OPENAI_PATHS = ("/v1/completions", "/v1/chat/", "/v1/models")
 
 
@@ -45,6 +52,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # of Linux; each connection has it from here
+        milliseconds = int(1000 * UNREAD_SECONDS)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     listening.bind((host, port))
     listening.listen(1024)
     return listening
@@ -52,6 +62,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(service: Service, listening: socket.socket, on_started: Callable[[], None]) -> None:
     """Answer requests until SIGTERM or SIGINT, then finish those under way.
+
+    Nobody may be there to kill a server that was replaced, so it sees to its end by itself.
 
     Args:
         service: What is served; its engine runs.
@@ -76,7 +88,7 @@ def _config(service: Service) -> uvicorn.Config:
         models.dataplane,
         models.model_repository_extension,
         http_port=0,
-        grace_period=int(service.engine.limits.request_seconds),
+        grace_period=math.ceil(service.engine.limits.request_seconds) + LAST_WORDS_SECONDS,
     )
     rest.create_application()
     _handle_errors(kserve_app)
@@ -105,7 +117,17 @@ class _Server(uvicorn.Server):
         self._on_started = on_started
 
     def stop(self) -> None:
+        if not self.should_exit:
+            self._end_at_last()
         self.should_exit = True
+
+    def _end_at_last(self) -> None:
+        """Have the process end where what is under way hangs: a forward pass, or a thread."""
+        assert self.config.timeout_graceful_shutdown is not None
+        seconds = self.config.timeout_graceful_shutdown + ENDING_SECONDS
+        last = threading.Timer(seconds, os._exit, [EXIT_FAILED])
+        last.daemon = True
+        last.start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -120,8 +142,11 @@ class _Server(uvicorn.Server):
 @contextlib.contextmanager
 def _stopped_by_signals(server: _Server) -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
-        server.stop()  # first: whoever read what we print may be gone
-        print(f"{signal.Signals(signum).name}: finishing what is under way", flush=True)
+        server.stop()
+        # Whoever read what we print may be gone, or the volume of the log be full; an error here
+        # would break off what is under way.
+        with contextlib.suppress(OSError):
+            print(f"{signal.Signals(signum).name}: finishing what is under way", flush=True)
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
