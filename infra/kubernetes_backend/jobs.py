@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from infra import manifests
 from infra.backend import BusyError, ContactError, Line, PlaceError, StepEnd, StepSpec, unheard
 from infra.kubernetes_backend import creating, diagnosis, ending, followers, removal
-from infra.kubernetes_backend.connection import PATIENCE_SECONDS, Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import PATIENCE_SECONDS, Object
 from infra.kubernetes_backend.interruptible import Outlet, run
 from infra.kubernetes_backend.refusals import RefusedError
 from infra.kubernetes_backend.serving import Serving

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from infra.kubernetes_backend import diagnosis
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.followers import HEARTBEAT_SECONDS, heartbeat
 from infra.kubernetes_backend.interruptible import Outlet
 from infra.kubernetes_backend.pod_logs import CONTEXT_LINES, Position, follow
