@@ -258,7 +258,8 @@ class KubernetesBackend:
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
         known = self._followed.get(name)
         if known is None or known.uid != uid:
-            self._followed[name] = Followed(name, uid, adopted, since)
+            ran = manifests.RAN_ANNOTATION in job["metadata"]["annotations"]
+            self._followed[name] = Followed(name, uid, adopted, since, ran=ran)
 
     def _namespace_option(self) -> str:
         return f" -n {self.settings.namespace}" if self.settings.namespace else ""
