@@ -28,6 +28,7 @@ Object = dict[str, Any]
 KEY_ANNOTATION = f"{PREFIX}/key"
 ATTEMPT_ANNOTATION = f"{PREFIX}/attempt"
 SETTLED_ANNOTATION = f"{PREFIX}/settled"  # the run of the flow that the Job was for is over
+RAN_ANNOTATION = f"{PREFIX}/ran"  # every pod that the Job wants has run at some time
 SETTLED_DONE, SETTLED_FAILED = "done", "failed"
 EXIT_REFUSED = 78  # of a step: the request is wrong, so another try ends the same way
 EXIT_LOST_NODE = 75  # of a node that is well, but trains with another one that ended

@@ -8,7 +8,8 @@ pod_logs.py       a pod's lines, each once, through cut streams
 removal.py        deletes a Job, or leaves it to who else follows it
 followers.py      who follows a Job
 diagnosis.py      what a Job and its pods mean, in words; plain data in, plain data out
-connection.py     the requests made, retried; the only module that loads the client
+connection.py     the requests made, as plain dicts
+contact.py        credentials, and what is tried again; the only module that loads the client
 refusals.py       what the API server's refusals mean, in words
 interruptible.py  an event loop beside the main thread, which signals interrupt
 """

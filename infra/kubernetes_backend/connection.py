@@ -1,87 +1,24 @@
-"""The requests that the backend makes, as plain dicts, retried while that can help.
+"""The requests that the backend makes of a cluster: plain dicts in, plain dicts out."""
 
-This is the only module that loads the Kubernetes client. What is retried: lost
-connections, time-outs, 429 and 5xx, and a 401 of credentials that were good before
-(they are read again each time). Everything else is raised at once.
-"""
-
-import asyncio
 import contextlib
-import json
-import logging
-import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
-from kubernetes_asyncio import client, config
-from kubernetes_asyncio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
-from infra.backend import ContactError, PlaceError
-from infra.kubernetes_backend.refusals import RefusedError, in_words, refusal_of
+from infra.kubernetes_backend.contact import Contact, Object
+from infra.kubernetes_backend.refusals import RefusedError, refusal_of
 
-Object = dict[str, Any]
-Tell = Callable[[str], None]
-PATIENCE_SECONDS = 20 * 60.0
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
 REQUEST_SECONDS = 30.0
 SILENCE_SECONDS = 240.0  # of a log stream, then it is opened anew: the connection may be dead
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-LOST = (aiohttp.ClientError, TimeoutError, OSError)
-logger = logging.getLogger(__name__)
+_RAW: dict[str, Any] = {"_preload_content": False, "_request_timeout": REQUEST_SECONDS}
 
 
-class Connection:
-    """A connection to one namespace of a cluster; an async context manager.
+class Connection(Contact):
+    """A connection to one namespace of a cluster; see Contact.
 
-    Args:
-        namespace: Empty: the kubeconfig's, or the one that this pod runs in.
-        patience_seconds: How long a request is tried again while the cluster is away.
-        tell: Called with a line for people when contact is lost, and found again.
-        was_accepted: The cluster has taken these credentials before: one that refuses them
-            now may take them again, or those that replace them.
-        clock: Seconds that only grow.
-        pause: Lets so many of them pass.
+    What is asked for by name may be missing: then it is None, or False.
     """
-
-    def __init__(
-        self,
-        namespace: str = "",
-        *,
-        patience_seconds: float = PATIENCE_SECONDS,
-        tell: Tell = logger.warning,
-        was_accepted: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._clock, self._pause = clock, pause
-        self.namespace = namespace
-        self._given_namespace = namespace
-        self._patience_seconds = patience_seconds
-        self._tell = tell
-        self.was_accepted = was_accepted
-        self._api: Any = None  # typed for models; here plain dicts go in and bytes come out
-        self._batch: Any = None
-        self._core: Any = None
-        self._credentials: Any = None
-        self._clients: list[client.ApiClient] = []
-
-    async def __aenter__(self) -> Self:
-        await self._load()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        for made in self._clients:
-            await made.close()
-
-    @property
-    def is_namespace_given(self) -> bool:
-        """Whether the settings name it, rather than the kubeconfig."""
-        return bool(self._given_namespace)
-
-    # --- requests -----------------------------------------------------------------------
 
     async def create_job(self, job: Object) -> Object:
         return await self._ask(
@@ -93,15 +30,9 @@ class Connection:
 
     async def read_job(self, name: str) -> Object | None:
         """The Job, or None where there is none of that name."""
-        try:
-            return await self._ask(
-                "get jobs.batch",
-                lambda: self._batch.read_namespaced_job(name, self.namespace, **_RAW),
-            )
-        except RefusedError as error:
-            if error.code == 404:
-                return None
-            raise
+        return await self._ask_known(
+            "get jobs.batch", lambda: self._batch.read_namespaced_job(name, self.namespace, **_RAW)
+        )
 
     async def list_jobs(self, selector: str) -> list[Object]:
         listed = await self._ask(
@@ -115,21 +46,12 @@ class Connection:
     async def annotate_job(self, name: str, annotations: dict[str, str | None]) -> Object | None:
         """Set annotations, None removes one; None where the Job is gone."""
         body = {"metadata": {"annotations": annotations}}
-        try:
-            return await self._ask(
-                "patch jobs.batch",
-                lambda: self._batch.patch_namespaced_job(
-                    name,
-                    self.namespace,
-                    body,
-                    _content_type="application/merge-patch+json",
-                    **_RAW,
-                ),
-            )
-        except RefusedError as error:
-            if error.code == 404:
-                return None
-            raise
+        return await self._ask_known(
+            "patch jobs.batch",
+            lambda: self._batch.patch_namespaced_job(
+                name, self.namespace, body, _content_type="application/merge-patch+json", **_RAW
+            ),
+        )
 
     async def delete_job(self, job: Object) -> bool:
         """Begin the Job's deletion, its pods first; False where it is not as `job` any more."""
@@ -291,101 +213,3 @@ class Connection:
             _return_http_data_only=True,
             _request_timeout=(REQUEST_SECONDS, SILENCE_SECONDS),
         )
-
-    # --- how ----------------------------------------------------------------------------
-
-    async def _ask(self, action: str, request: Callable[[], Awaitable[Any]]) -> Object:
-        """Make a request until it is answered.
-
-        Raises:
-            RefusedError: Answered with 404 or 409, which callers expect.
-            PlaceError: Refused, in plain words.
-            ContactError: No answer for longer than the patience.
-        """
-        began, pause, told = self._clock(), FIRST_PAUSE_SECONDS, False
-        while True:
-            try:
-                answer = await self._once(request)
-            except RefusedError as error:
-                expired = error.code == 401 and self.was_accepted
-                # Not the object, which is new, but a quota was changed by somebody else meanwhile.
-                crossed = error.reason == "Conflict" and action.startswith("create ")
-                if not (error.transient or expired or crossed):
-                    if error.code == 409 or (error.code == 404 and "namespaces" not in str(error)):
-                        raise
-                    raise in_words(error, action, self.namespace) from error
-                problem: Exception = error
-                pause = max(pause, min(error.retry_after_seconds, LONGEST_PAUSE_SECONDS))
-            except LOST as error:
-                problem = error
-            else:
-                if told:
-                    self._tell("the cluster answers again")
-                return answer
-            if self._clock() - began > self._patience_seconds:
-                raise ContactError(
-                    f"the cluster did not answer for {self._patience_seconds:.0f} seconds "
-                    f"(asked to {action}: {_shown(problem)}). The step goes on without us; "
-                    "run the same again to follow it."
-                ) from problem
-            if not told and self._clock() - began > 1.0:
-                told = True
-                self._tell(f"the cluster does not answer ({_shown(problem)}); trying on")
-            await self._pause(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    async def _once(self, request: Callable[[], Awaitable[Any]]) -> Object:
-        response = await request()
-        body = await response.read()
-        if response.status < 300:
-            self.was_accepted = True
-            return json.loads(body)
-        error = refusal_of(response.status, body, response.headers.get("Retry-After", ""))
-        if error.code == 401 and self.was_accepted:
-            with contextlib.suppress(PlaceError):  # a file that is being written: read it next time
-                await self._load()
-        raise error
-
-    async def _load(self) -> None:
-        """Read the credentials, anew where they were read before."""
-        settings = client.Configuration()
-        try:
-            inside = await _load_into(settings)
-        except config.ConfigException as error:
-            raise PlaceError(
-                f"there is no cluster to talk to ({error}). Set KUBECONFIG, or run inside one."
-            ) from error
-        credentials = (settings.host, settings.api_key, settings.cert_file, settings.ssl_ca_cert)
-        if credentials == self._credentials:
-            return
-        # The client before stays open: a log may still be read through it.
-        self._credentials = credentials
-        self._api = client.ApiClient(settings)
-        self._clients.append(self._api)
-        self._batch, self._core = client.BatchV1Api(self._api), client.CoreV1Api(self._api)
-        self.namespace = self._given_namespace or _default_namespace(inside)
-
-
-_RAW: dict[str, Any] = {"_preload_content": False, "_request_timeout": REQUEST_SECONDS}
-
-
-async def _load_into(settings: client.Configuration) -> bool:
-    """Fill in address and credentials; whether they are those of a pod."""
-    if os.environ.get("KUBECONFIG") or Path(KUBE_CONFIG_DEFAULT_LOCATION).expanduser().exists():
-        location = os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
-        await config.load_kube_config(config_file=location, client_configuration=settings)
-        return False
-    config.load_incluster_config(client_configuration=settings)
-    return True
-
-
-def _default_namespace(inside: bool) -> str:
-    if inside:
-        return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
-    location = os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
-    _, current = config.list_kube_config_contexts(config_file=location)
-    return (current or {}).get("context", {}).get("namespace") or "default"
-
-
-def _shown(problem: Exception) -> str:
-    return str(problem) or type(problem).__name__

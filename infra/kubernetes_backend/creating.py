@@ -6,7 +6,8 @@ import time
 from infra import manifests
 from infra.backend import PlaceError, StepSpec
 from infra.kubernetes_backend import followers, removal
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.refusals import RefusedError
 from infra.manifests_settings import ClusterSettings
 

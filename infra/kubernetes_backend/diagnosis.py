@@ -42,6 +42,20 @@ def container_state(pod: Object) -> Mapping[str, Any]:
     return statuses[0]["state"] if statuses else {}
 
 
+def is_running(pod: Object) -> bool:
+    return "running" in container_state(pod) and not is_lost(pod)
+
+
+def is_lost(pod: Object) -> bool:
+    """Whether the pod's node no longer answers, so that what is known of the pod is old.
+
+    A step has no readiness probe: while its container runs, only the loss of its node makes
+    the pod unready.
+    """
+    ready = [c for c in pod["status"].get("conditions") or [] if c["type"] == "Ready"]
+    return "running" in container_state(pod) and any(c["status"] != "True" for c in ready)
+
+
 def has_started(pod: Object) -> bool:
     return bool({"running", "terminated"} & set(container_state(pod)))
 
@@ -63,11 +77,11 @@ def outcome_of(pods: Iterable[Object], *, done: bool) -> dict[str, Any] | None:
     if not done:
         culprits = _culprits(ended)
         return _outcome(culprits[-1]) if culprits else None
-    outcomes = [_outcome(pod) for pod in reversed(ended) if _index(pod) == FIRST]
+    outcomes = [_outcome(pod) for pod in reversed(ended) if index_of(pod) == FIRST]
     return next((found for found in outcomes if found and found["status"] == "done"), None)
 
 
-def _index(pod: Object) -> str:
+def index_of(pod: Object) -> str:
     """Which node of several the pod is; the only one is the first."""
     return pod["metadata"].get("labels", {}).get(INDEX_LABEL, FIRST)
 
@@ -126,8 +140,18 @@ def pods_wanted(job: Object) -> int:
     return max(1, min(spec.get("parallelism", 1), spec.get("completions", 1) - done))
 
 
+def have_all_run(job: Object, pods: Iterable[Object]) -> bool:
+    """Whether each pod that the Job wants has started at some time: on each node one."""
+    return len({index_of(pod) for pod in pods if has_started(pod)}) >= pods_wanted(job)
+
+
 def why_pod_waits(pod: Object, events: list[Object]) -> str:
-    """What keeps one pod from starting; empty: it has started, or nothing is known."""
+    """What keeps one pod from running; empty: it has started, or nothing is known."""
+    if is_lost(pod):
+        return (
+            f"node {pod['spec']['nodeName']} does not answer; another pod takes the place of "
+            f"{pod['metadata']['name']} once the node is back, or removed from the cluster"
+        )
     if has_started(pod):
         return ""
     for found in pod["status"].get("conditions") or []:

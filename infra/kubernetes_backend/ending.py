@@ -10,7 +10,8 @@ from typing import Any
 from infra import manifests
 from infra.backend import StepEnd, StepSpec
 from infra.kubernetes_backend import diagnosis
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.watching import Seen
 
 EXIT_TERMINATED = 143  # of a step that was stopped

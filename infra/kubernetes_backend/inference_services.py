@@ -6,7 +6,8 @@ Source: https://kserve.github.io/website/docs/model-serving/predictive-inference
 import dataclasses
 
 from infra import manifests_serving
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.looks import Look
 from infra.manifests_settings import ClusterSettings
 from infra.serving import ServingSpec

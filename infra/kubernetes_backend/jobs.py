@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from infra import manifests
 from infra.backend import BusyError, ContactError, Line, PlaceError, StepEnd, StepSpec, unheard
 from infra.kubernetes_backend import creating, diagnosis, ending, followers, removal
-from infra.kubernetes_backend.connection import PATIENCE_SECONDS, Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import PATIENCE_SECONDS, Object
 from infra.kubernetes_backend.interruptible import Outlet, run
 from infra.kubernetes_backend.refusals import RefusedError
 from infra.kubernetes_backend.serving import Serving
@@ -268,7 +269,8 @@ class KubernetesBackend:
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
         known = self._followed.get(name)
         if known is None or known.uid != uid:
-            self._followed[name] = Followed(name, uid, adopted, since)
+            ran = manifests.RAN_ANNOTATION in job["metadata"]["annotations"]
+            self._followed[name] = Followed(name, uid, adopted, since, ran=ran)
 
     def _namespace_option(self) -> str:
         return f" -n {self.settings.namespace}" if self.settings.namespace else ""

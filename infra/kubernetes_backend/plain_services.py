@@ -5,7 +5,8 @@ own, `inference-{run}-{revision}`, by which it is tried.
 """
 
 from infra import manifests_serving
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.looks import Look
 from infra.manifests_serving import FIELD_MANAGER, REVISION_LABEL, SERVING_ANNOTATION
 from infra.manifests_settings import ClusterSettings

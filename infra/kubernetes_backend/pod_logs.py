@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from infra.kubernetes_backend.connection import LOST, Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import LOST, Object
 from infra.kubernetes_backend.interruptible import Batch, Outlet
 from infra.kubernetes_backend.refusals import RefusedError
 
@@ -116,7 +117,8 @@ async def _read(
         if error.code == 403:
             raise
         # 404: the pod is gone with its log. 400: its container has not started, or never will.
-        return error.code in (400, 404)
+        # Without a reason it is what a proxy says while the API server is away.
+        return error.code in (400, 404) and bool(error.reason)
     except LOST:
         return False
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from infra.backend import PlaceError
 
-TRANSIENT_CODES = frozenset({408, 429, 500, 502, 503, 504})
+TRANSIENT_CODES = frozenset({408, 429})  # and all of 500 and more: proxies have their own
 
 
 @dataclass
@@ -25,7 +25,12 @@ class RefusedError(Exception):
     @property
     def transient(self) -> bool:
         """Whether the same request may be answered otherwise in a while."""
-        return self.code in TRANSIENT_CODES
+        return self.code in TRANSIENT_CODES or self.code >= 500
+
+    @property
+    def of_namespace(self) -> bool:
+        """Whether it is about the namespace, not about what is to be in it."""
+        return self.details.get("kind") == "namespaces"
 
 
 def refusal_of(code: int, body: bytes, retry_after: str = "") -> RefusedError:

@@ -3,7 +3,8 @@
 import asyncio
 
 from infra.kubernetes_backend import diagnosis, followers
-from infra.kubernetes_backend.connection import Connection, Object, Tell
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object, Tell
 
 POLL_SECONDS = 0.5
 

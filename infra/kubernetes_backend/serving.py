@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from infra.backend import Line
 from infra.kubernetes_backend import diagnosis
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.inference_services import InferenceServices
 from infra.kubernetes_backend.interruptible import Outlet
 from infra.kubernetes_backend.looks import Look

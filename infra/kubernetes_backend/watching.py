@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from infra.kubernetes_backend import diagnosis
-from infra.kubernetes_backend.connection import Connection, Object
+from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.followers import HEARTBEAT_SECONDS, heartbeat
 from infra.kubernetes_backend.interruptible import Outlet
 from infra.kubernetes_backend.pod_logs import CONTEXT_LINES, Position, follow
+from infra.manifests import RAN_ANNOTATION
 
 LOOK_SECONDS = 2.0
 PATIENT_LOOKS = 1.5  # a reason to wait that lasts less is not worth a line
@@ -176,9 +178,8 @@ class Watcher:
         now = time.monotonic()
         alive = [pod for pod in pods if not diagnosis.has_ended(pod)]
         wanted = diagnosis.pods_wanted(job)
-        started = sum(diagnosis.has_started(pod) for pod in pods)
-        self._followed.ran = self._followed.ran or started >= wanted
-        run = all("running" in diagnosis.container_state(pod) for pod in alive)
+        await self._note_if_ran(job, pods)
+        run = all(diagnosis.is_running(pod) for pod in alive)
         if alive and run and len(alive) >= wanted:
             if self._told:
                 self._say("running")
@@ -196,6 +197,15 @@ class Watcher:
         # A training that was evicted waits for its place again: that is no reason to give it up.
         timeout = 0.0 if self._followed.ran else self._pending_timeout_seconds
         return (why or "no reason is known") if timeout and waited > timeout else None
+
+    async def _note_if_ran(self, job: Object, pods: list[Object]) -> None:
+        """Remember, also for who adopts the Job later, that all of its pods have run.
+
+        Of a pod that was evicted nothing may be left, and a Job's status does not say it.
+        """
+        if not self._followed.ran and diagnosis.have_all_run(job, pods):
+            self._followed.ran = True
+            await self._connection.annotate_job(self._followed.name, {RAN_ANNOTATION: "true"})
 
     async def _events(self, job: Object, pods: list[Object]) -> list[Object]:
         waiting = [pod for pod in pods if not diagnosis.has_started(pod)]

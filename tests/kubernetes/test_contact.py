@@ -1,10 +1,13 @@
 """Contact with the cluster is lost; what can't get better is said at once."""
 
 import asyncio
+import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from infra.backend import ContactError, PlaceError
 from infra.kubernetes_backend.connection import Connection
@@ -16,7 +19,7 @@ from tests.kubernetes_double.cluster import Cluster
 
 @pytest.mark.parametrize(
     ("verb", "code"),
-    [("get", 429), ("list", 500), ("create", 503), ("delete", 504), ("patch", 502)],
+    [("get", 429), ("list", 500), ("create", 503), ("delete", 504), ("patch", 502), ("get", 520)],
 )
 def test_a_passing_error_of_any_request_is_not_noticed(
     backend: KubernetesBackend, cluster: Cluster, volume: Path, verb: str, code: int
@@ -80,6 +83,25 @@ def test_credentials_that_were_never_good_are_refused_at_once(
     assert len(cluster.faults.seen) == 1
 
 
+def test_credentials_that_are_renewed_again_and_again_leave_nothing_behind(
+    cluster: Cluster,
+) -> None:
+    def open_sessions() -> int:
+        found = [made for made in gc.get_objects() if isinstance(made, ClientSession)]
+        return sum(not session.closed for session in found)
+
+    async def ask_with_ever_new_ones() -> None:
+        async with Connection() as connection:
+            for number in range(6):
+                await connection.list_jobs("")
+                cluster.faults.tokens = {f"token-{number}"}
+                cluster.write_kubeconfig(f"token-{number}")
+            assert open_sessions() == before + 2  # of which one may still read a log
+
+    before = open_sessions()  # the cluster has one
+    asyncio.run(ask_with_ever_new_ones())
+
+
 @pytest.mark.parametrize(
     ("verb", "resource"), [("get", "jobs"), ("list", "jobs"), ("create", "jobs"), ("list", "pods")]
 )
@@ -94,6 +116,25 @@ def test_a_missing_permission_is_named_at_once(
 def test_a_namespace_that_is_not_there_is_named_at_once(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(PlaceError, match=r"namespace 'elsewhere'.*is not there"):
         backend_with(tmp_path, namespace="elsewhere").submit(spec())
+
+
+def test_a_run_may_be_named_like_what_is_missing(
+    backend: KubernetesBackend, cluster: Cluster
+) -> None:
+    step = dataclasses.replace(spec(), run_name="namespaces")
+    assert backend.submit(step) == "Job namespaces-finetune-01234567"
+
+
+@pytest.mark.parametrize("resource", ["jobs", "pods"])
+def test_what_a_proxy_does_not_find_is_not_gone(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path, resource: str
+) -> None:
+    step = spec(until="go")
+    backend.submit(step)
+    cluster.running_pod()
+    cluster.faults.refuse(404, "", "404 page not found", resource=resource, times=2)
+    (volume / "go").touch()
+    assert backend.wait(step, lambda line: None).outcome["status"] == "done"
 
 
 def test_a_wrong_field_is_named_at_once(cluster: Cluster, tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_a_pod_that_waits_is_told_with_the_clusters_words(name: str, words: str)
     assert diagnosis.why_waiting(*moments(name)[-1]).startswith(words)
 
 
+def test_a_node_of_two_that_was_tried_twice_is_not_both() -> None:
+    job, pods, _ = next(moment for moment in moments("ranks") if both_run(moment[1]))
+    assert diagnosis.have_all_run(job, pods)
+    first = next(pod for pod in pods if diagnosis.index_of(pod) == "0")
+    assert not diagnosis.have_all_run(job, [first, first])
+
+
+def both_run(pods: list[Object]) -> bool:
+    return [diagnosis.is_running(pod) for pod in pods] == [True, True]
+
+
 @pytest.mark.parametrize("name", ["ok", "fails", "evicted", "ranks", "deadline", "cancelled"])
 def test_nothing_is_said_to_wait_that_only_takes_its_time(name: str) -> None:
     unfinished = [moment for moment in moments(name) if not diagnosis.is_failed(moment[0])]

@@ -99,6 +99,7 @@ def test_what_a_killed_run_saw_of_the_data_stands_for_a_while_alone(
 def test_a_run_that_is_done_does_not_wait_for_a_cluster_that_went_away(
     backend: KubernetesBackend, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cluster.faults.allowed = lambda request: request.verb != "patch"
-    a_run_of_the_flow(backend, spec())
+    with claimed(backend, CLAIM, "run"):
+        follow_step(backend, spec(), [])
+        cluster.faults.allowed = lambda request: request.verb != "patch"
     assert "not marked as settled" in caplog.text

@@ -1,5 +1,6 @@
 """What keeps a Job from running is told in the cluster's words; only its end ends the wait."""
 
+import copy
 import json
 import threading
 import time
@@ -10,14 +11,17 @@ from typing import Any
 import pytest
 
 from infra.kubernetes_backend.jobs import KubernetesBackend
+from infra.manifests import RAN_ANNOTATION
 from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec, starts
 from tests.kubernetes_double.cluster import Cluster
 
 
-def follow_beside(backend: KubernetesBackend, step: Any) -> tuple[threading.Thread, list, list]:
+def follow_beside(
+    backend: KubernetesBackend, step: Any, ends: list[Any] | None = None
+) -> tuple[threading.Thread, list, list]:
     backend.submit(step)
     lines: list[str] = []
-    ends: list[Any] = []
+    ends = [] if ends is None else ends
     thread = threading.Thread(target=lambda: ends.append(backend.wait(step, lines.append)))
     thread.start()
     return thread, lines, ends
@@ -99,20 +103,47 @@ def test_who_waits_too_long_gives_up_if_asked_to(cluster: Cluster, tmp_path: Pat
     cluster.wait_for(lambda: not cluster.jobs())
 
 
+@pytest.mark.parametrize("adopted", [False, True])
 def test_a_step_that_was_evicted_is_not_given_up_while_it_waits_for_its_place(
-    cluster: Cluster, volume: Path, tmp_path: Path
+    cluster: Cluster, volume: Path, tmp_path: Path, adopted: bool
 ) -> None:
     backend = backend_with(tmp_path, pending_timeout_seconds=0.3)
-    thread, lines, ends = follow_beside(backend, spec(until="go"))
+    step = spec(until="go", attempt="flow-run-1")
+    thread, lines, ends = follow_beside(backend, step)
     cluster.wait_for(lambda: starts(volume))
     pod = cluster.running_pod()
-    cluster.wait_for(lambda: backend._followed["run-finetune-01234567"].ran)
+    cluster.wait_for(lambda: RAN_ANNOTATION in cluster.jobs()[0]["metadata"]["annotations"])
     cluster.node.gpus = 0
     cluster.do(lambda: cluster.kubelet.evict(pod))
     told(cluster, lines, "waiting: Unschedulable")
+    threads = [thread]
+    if adopted:  # by an orchestrator that did not see the first pod
+        later = backend_with(tmp_path, pending_timeout_seconds=0.3)
+        thread, lines, _ = follow_beside(later, step, ends)
+        threads.append(thread)
+        told(cluster, lines, "waiting: Unschedulable")
     time.sleep(0.5)  # longer than the timeout
     (volume / "go").touch()
     cluster.node.gpus = 8
+    for thread in threads:
+        thread.join()
+    assert [end.outcome["status"] for end in ends] == ["done"] * len(threads)
+
+
+def test_a_node_that_does_not_answer_is_told(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path
+) -> None:
+    thread, lines, ends = follow_beside(backend, spec(until="go"))
+    cluster.wait_for(lambda: starts(volume))
+    pod = copy.deepcopy(cluster.running_pod())
+    ready = next(c for c in pod["status"]["conditions"] if c["type"] == "Ready")
+    ready["status"] = "False"  # by the controller that looks after nodes
+    cluster.do(lambda: cluster.store.update("pods", pod))
+    told(cluster, lines, "waiting: node node-1 does not answer; another pod takes the place of")
+    ready["status"] = "True"
+    cluster.do(lambda: cluster.store.update("pods", pod))
+    told(cluster, lines, "running")
+    (volume / "go").touch()
     thread.join()
     assert ends[0].outcome["status"] == "done"
 
