@@ -23,6 +23,7 @@ FORMAT = 1
 DEFAULT_BATCH = 4
 NUM_PROMPTS = 3  # beginnings of held-out contexts where no prompt_file is given
 PROMPT_TOKENS = 12
+LOOKED_AT = 32  # contexts, for one that begins with words
 
 
 def run(config: EvaluateConfig) -> StepResult:
@@ -89,7 +90,7 @@ def _compare(config: EvaluateConfig, run_folder: RunFolder, store: TokenStore) -
     contexts = held_out(store)
     tokenizer = load_tokenizer(run_folder.final, config.trust_remote_code)
     text = _prompt_text(config)
-    prompts = read_prompts(text) if text else _beginnings(store, tokenizer)
+    prompts = read_prompts(text) if text else beginnings(store, tokenizer)
     base_folder = path_on_volume(config.volume, "model", config.model)
     weights = place_of(config.volume, "tensorizer_uri", config.tensorizer_uri)
     base_loss, base_texts = _judge(
@@ -151,19 +152,29 @@ def _judge(
         return held_out_loss(counted, store, batch_size), texts
 
 
-def _beginnings(store: TokenStore, tokenizer: Any) -> list[str]:
+def beginnings(store: TokenStore, tokenizer: Any) -> list[str]:
     """The first words of some held-out contexts, else of training contexts."""
     manifest = store.manifest
     first = (
         manifest.num_train_contexts if manifest.num_train_contexts < manifest.num_contexts else 0
     )
     step = max(1, (manifest.num_contexts - first) // NUM_PROMPTS)
-    indexes = range(first, manifest.num_contexts, step)[:NUM_PROMPTS]
-    lengths = [min(PROMPT_TOKENS, int(store.lengths[index])) for index in indexes]
-    return [
-        tokenizer.decode(store.contexts[index, :length].tolist(), skip_special_tokens=True)
-        for index, length in zip(indexes, lengths, strict=True)
-    ]
+    prompts = []
+    for begin in range(first, manifest.num_contexts, step)[:NUM_PROMPTS]:
+        near = range(begin, min(begin + step, begin + LOOKED_AT))
+        texts = [_beginning(store, tokenizer, index) for index in near]
+        prompts.append(next(filter(_is_words, texts), texts[0]))
+    return prompts
+
+
+def _beginning(store: TokenStore, tokenizer: Any, index: int) -> str:
+    length = min(PROMPT_TOKENS, int(store.lengths[index]))
+    return tokenizer.decode(store.contexts[index, :length].tolist(), skip_special_tokens=True)
+
+
+def _is_words(text: str) -> bool:
+    """Whether a person can judge how it goes on: not of a ruled line or a table of figures."""
+    return sum(map(str.isalpha, text)) > len(text) / 2
 
 
 def _perplexity(loss: float | None) -> float | None:

@@ -5,12 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.training.forking import ended_with, log_of, run_step
-from tests.training.volume import make_config, make_volume
+from tests.training.volume import make_config, make_volume, write_store
+from trainer.evaluation import beginnings
 from trainer.tokens.store import TokenStore
 
 
@@ -105,3 +108,17 @@ def test_a_missing_prompt_file_is_refused_by_name(volume: Path) -> None:
     config = evaluate_config(volume, prompt_file="nowhere.txt")
     assert run_step("evaluate", config) == 78
     assert "prompt_file can't be read (got 'nowhere.txt'" in log_of(config, "evaluate")
+
+
+def test_samples_go_on_from_words_where_there_are_some(tmp_path: Path) -> None:
+    ruled, dust, snow = ["====", "----"], ["dust", "rose"], ["snow", "fell"]
+    words = {word: index for index, word in enumerate(["<eot>", *ruled, *dust, *snow])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eot>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    contexts = [dust, ruled, dust, ruled, ruled, snow, dust]  # the first is trained on
+    ids = np.array([[words[word] for word in context] for context in contexts], "<u2")
+    write_store(tmp_path / "store", ids, np.full(len(ids), 2, "<u4"), 1)
+    found = beginnings(
+        TokenStore.open(tmp_path / "store"), PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    )
+    assert found == ["dust rose", "==== ----", "snow fell"]
