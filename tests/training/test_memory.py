@@ -1,19 +1,19 @@
 """The memory model against the measured peak, and the choices it makes."""
 
-import ctypes
 import json
-import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch.utils.file_baton import FileBaton
-from transformers import AutoModelForCausalLM, GPTJConfig, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM
 
-from tests.training.forking import Strike, ended_with, log_of, run_step, wait_for
+from tests.training.forking import Strike, ended_with, log_of, run_step
+from tests.training.memory_peaks import BATCH, CONTEXT, KINDS, Kind, configuration
 from tests.training.volume import make_config, make_volume
 from trainer.config import FinetuneConfig
 from trainer.errors import DoesNotFitError, RequestError
@@ -25,97 +25,22 @@ from trainer.training import sizing as sizing_module
 from trainer.training import step
 from trainer.training.adam import compiling_alone
 from trainer.training.adapters import add_adapters
-from trainer.training.engine import Engine, EngineOptions
 from trainer.training.loss import CausalLoss
 from trainer.training.sizing import Sizing, confirmed, fit
 
-WIDTH, LAYERS, HEADS, VOCABULARY, CONTEXT, BATCH = 192, 4, 4, 2048, 256, 8
 
-M_MMAP_THRESHOLD = -3  # of mallopt
-
-
-def measured_peak(architecture: str, again: int | None) -> int:
-    """Bytes at the peak of a real step, in a process of its own."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.write(writing, str(_measure(architecture, again)).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    assert wait_for(pid) == 0
-    with os.fdopen(reading) as pipe:
-        return int(pipe.read())
-
-
-def _measure(architecture: str, again: int | None) -> int:
-    # Freed memory goes back to the system at once, so that the peak is what is in use.
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 65536)
-    config = configuration(architecture)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    options = EngineOptions(
-        rank=0,
-        world=1,
-        batch_size=BATCH,
-        zero_stage=0,
-        precision="fp32",
-        checkpointed_layers=again,
+@pytest.fixture(scope="module")
+def peaks() -> dict[Kind, int]:
+    # In a process of its own: what tests before this one left in memory would be used first.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.memory_peaks"], capture_output=True, check=True
     )
-    engine = Engine(model, options)
-    few = torch.ones((1, 8), dtype=torch.int64)
-    engine.backward(engine.loss(few, torch.tensor([8])))  # weights and gradients are there now
-    libc.malloc_trim(0)  # what the tests before this one left behind would be used first
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel notes the peak from here on
-    before = psutil.Process().memory_info().rss
-    ids = torch.randint(0, VOCABULARY, (BATCH, CONTEXT))
-    for _ in range(2):  # Adam makes its moments in the first step
-        engine.backward(engine.loss(ids, torch.full((BATCH,), CONTEXT)) / ids.numel())
-        engine.step(1e-4)
-    status = Path("/proc/self/status").read_text()
-    peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
-    weights = 4 * sum(p.numel() for p in model.parameters())
-    return peak - before + 2 * weights
-
-
-def configuration(architecture: str) -> Any:
-    shared = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "intermediate_size": 4 * WIDTH,
-        "max_position_embeddings": CONTEXT,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    if architecture == "neox":
-        return GPTNeoXConfig(**shared)
-    if architecture == "llama":
-        return LlamaConfig(**shared)
-    return GPTJConfig(
-        vocab_size=VOCABULARY,
-        n_embd=WIDTH,
-        n_layer=LAYERS,
-        n_head=HEADS,
-        rotary_dim=32,
-        n_positions=CONTEXT,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-    )
-
-
-KINDS = [("gptj", 0), ("neox", 0), ("llama", 0), ("gptj", 2), ("gptj", None), ("neox", None)]
+    return dict(zip(KINDS, map(int, done.stdout.split()), strict=True))
 
 
 @pytest.mark.parametrize(("architecture", "again"), KINDS)
 def test_the_model_is_within_15_percent_of_the_measured_peak(
-    architecture: str, again: int | None
+    peaks: dict[Kind, int], architecture: str, again: int | None
 ) -> None:
     setting = Setting(
         context=CONTEXT,
@@ -125,8 +50,7 @@ def test_the_model_is_within_15_percent_of_the_measured_peak(
         on_gpu=False,
     )
     shape = ModelShape.from_config(configuration(architecture).to_dict())
-    measured = measured_peak(architecture, again)
-    assert gpu_bytes(shape, setting) == pytest.approx(measured, rel=0.15)
+    assert gpu_bytes(shape, setting) == pytest.approx(peaks[architecture, again], rel=0.15)
 
 
 @pytest.fixture(scope="module")
