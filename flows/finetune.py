@@ -19,7 +19,7 @@ from tasks.artifacts import show_result, tag_run
 from tasks.deployment import deploy
 from tasks.following import claimed
 from tasks.local_deployment import stays
-from tasks.running import Run, current_watcher, only_compared
+from tasks.running import Run, current_listing, current_watcher, only_compared
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
 from trainer.config import load_parameters
@@ -40,6 +40,7 @@ def finetune(**given: Any) -> dict[str, Any]:
         request=parameters.request,
         attempt=str(flow_run.get_id()),
         backend=backend,
+        listing=current_listing(),
         nodes=settings.nodes if backend.detaches else 1,
         grace_seconds=settings.grace_seconds,
         watcher=current_watcher(),
