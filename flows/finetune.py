@@ -20,7 +20,13 @@ from tasks.artifacts import show_result, tag_run
 from tasks.deployment import deploy
 from tasks.following import claimed
 from tasks.local_deployment import stays
-from tasks.running import Run, cancelled_with_its_steps, current_watcher, only_compared
+from tasks.running import (
+    Run,
+    cancelled_with_its_steps,
+    current_listing,
+    current_watcher,
+    only_compared,
+)
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
 from trainer.journal import record_flow
@@ -41,6 +47,7 @@ def finetune(**given: Any) -> dict[str, Any]:
         request=parameters.request,
         attempt=str(flow_run.get_id()),
         backend=backend,
+        listing=current_listing(),
         nodes=settings.nodes if backend.detaches else 1,
         grace_seconds=settings.grace_seconds,
         watcher=current_watcher(),

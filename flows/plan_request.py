@@ -66,15 +66,20 @@ def plan_with(facts: PlanFacts, parameters: Parameters, *, on_cluster: bool) -> 
     )
 
 
-def gather(parameters: Parameters, volume: Path, num_contexts: int | None = None) -> PlanFacts:
+def gather(
+    parameters: Parameters, volume: Path, num_contexts: int | None = None, *, listing: str = ""
+) -> PlanFacts:
     """The facts of a request, from the volume; the model's config.json may be the hub's.
 
+    Args:
+        num_contexts: Plan for a dataset of so many; None: count those of the dataset.
+        listing: Of the dataset, where steps share one.
     Raises:
         RequestError: The model's config or the dataset can't be read.
     """
     folder, model_config = _model(parameters, volume)
     values = configs.tokenize_config(
-        parameters.model_dump(), model=folder, tokenizer=parameters.tokenizer
+        parameters.model_dump(), model=folder, tokenizer=parameters.tokenizer, listing=listing
     )
     config = TokenizeConfig(**{**values, "volume": str(volume)})
     try:

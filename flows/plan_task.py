@@ -25,7 +25,7 @@ def make_plan(parameters: Parameters, run: Run) -> dict[str, Any]:
     """
     backend = run.backend
     if isinstance(backend, LocalBackend):
-        known = gather(parameters, backend.volume(parameters.pvc))
+        known = gather(parameters, backend.volume(parameters.pvc), listing=run.listing)
     else:  # who follows a step on a cluster has no volume to look at
         known = PlanFacts.from_dict(look(run))
     made = plan_with(known, parameters, on_cluster=backend.detaches)

@@ -23,7 +23,14 @@ from infra.local_processes import LocalBackend
 from infra.place import backend_from_environment
 from tasks.following import claimed
 from tasks.retraining import champion, show_decision
-from tasks.running import Run, cancelled_with_its_steps, compared_by_loss, current_watcher
+from tasks.running import (
+    Run,
+    cancelled_with_its_steps,
+    compared_by_loss,
+    current_listing,
+    current_watcher,
+    sharing_listing,
+)
 from tasks.steps import fetch, tokenize
 from trainer.errors import RequestError
 from trainer.outcome import Outcome
@@ -54,12 +61,14 @@ def retrain(**given: Any) -> Any:
         request={n: v for n, v in parameters.request.items() if n != "start_from"},
         attempt=str(flow_run.get_id()),
         backend=backend_from_environment(parameters.logs, settings),
+        listing=current_listing(),
         nodes=settings.nodes,
         watcher=current_watcher(),
     )
     with (
         claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt),
         cancelled_with_its_steps(run),
+        sharing_listing(run.listing),  # it trains on the text that it found changed
     ):
         return _retrain(run, parameters)
 

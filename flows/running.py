@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def run_flow(
         only_compared: As a trial of a sweep, which started this process: end with it, and start
             no server only to show that the model can be served.
     """
-    clock = time.monotonic()
+    clock, listing = time.monotonic(), uuid.uuid4().hex
     if only_compared:
         end_with_sweep()
         if not on_cluster:
@@ -58,11 +59,11 @@ def run_flow(
     if on_cluster:
         cluster_settings(parameters)
     else:
-        check_request(parameters, home)
+        check_request(parameters, home, listing)
     watcher = watcher_for(sys.stderr)
     try:
         with prefect_api():
-            result = _call_flow(parameters, watcher, only_compared)
+            result = _call_flow(parameters, watcher, only_compared, listing)
     finally:
         watcher.close()
     if as_json:
@@ -71,9 +72,11 @@ def run_flow(
         print(summary(parameters, home, result, time.monotonic() - clock))
 
 
-def check_request(parameters: Parameters, home: Path) -> None:
+def check_request(parameters: Parameters, home: Path, listing: str = "") -> None:
     """Refuse a wrong request at once, before Prefect is loaded and its server started.
 
+    Args:
+        listing: Of the dataset, which the run then shares.
     Raises:
         RequestError: With everything that is wrong.
     """
@@ -81,11 +84,11 @@ def check_request(parameters: Parameters, home: Path) -> None:
         return
     path_on_volume(home / parameters.pvc, "logs", parameters.logs)
     backend = LocalBackend(home, parameters.logs)
-    config = configs.fetch_config(parameters.model_dump(), parameters.request)
+    config = configs.fetch_config(parameters.model_dump(), parameters.request, listing=listing)
     with claimed(backend, parameters.pvc, parameters.run_name):
         if not backend.running_steps(parameters.pvc, parameters.run_name):
             follow_step(backend, _spec(parameters, "fetch", {**config, "check_only": True}), [])
-    facts = gather(parameters, home / parameters.pvc)
+    facts = gather(parameters, home / parameters.pvc, listing=listing)
     problems = plan_with(facts, parameters, on_cluster=False).problems
     if problems and not facts.admitted:
         raise RequestError(*problems)
@@ -126,18 +129,21 @@ def prefect_api() -> Iterator[None]:
 
 
 def _call_flow(
-    parameters: Parameters, watcher: PlainWatcher | RichWatcher, only_compared: bool
+    parameters: Parameters,
+    watcher: PlainWatcher | RichWatcher,
+    only_compared: bool,
+    listing: str,
 ) -> dict[str, Any]:
     from prefect.exceptions import TerminationSignal
 
     from flows.finetune import finetune
     from tasks.cancelling import ending_as_cancelled
-    from tasks.running import compared_by_loss, watch_with
+    from tasks.running import compared_by_loss, sharing_listing, watch_with
 
     watch_with(watcher)
     comparing = compared_by_loss() if only_compared else contextlib.nullcontext()
     try:
-        with ending_as_cancelled(), comparing:
+        with ending_as_cancelled(), comparing, sharing_listing(listing):
             return finetune(**parameters.model_dump())
     except TerminationSignal as signal:
         raise Interrupted(
@@ -192,7 +198,7 @@ def run_tokenize(parameters: Parameters, home: Path, **options: Any) -> Path:
         RequestError, Interrupted, StepError: As of a run.
     """
     backend = LocalBackend(home, parameters.logs)
-    values = parameters.model_dump()
+    values, listing = parameters.model_dump(), uuid.uuid4().hex
     watcher = watcher_for(sys.stderr)
 
     def follow(step: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -201,9 +207,9 @@ def run_tokenize(parameters: Parameters, home: Path, **options: Any) -> Path:
         return follow_step(backend, spec, [watcher]).result
 
     try:
-        fetched = follow("fetch", configs.fetch_config(values, {}))
+        fetched = follow("fetch", configs.fetch_config(values, {}, listing=listing))
         config = configs.tokenize_config(
-            values, model=fetched["model"], tokenizer=fetched["tokenizer"]
+            values, model=fetched["model"], tokenizer=fetched["tokenizer"], listing=listing
         )
         tokenized = follow("tokenize", {**config, **options})
     finally:

@@ -11,18 +11,22 @@ from trainer.topics import SamplingConfig
 # What does not define a step's work: a step under way is adopted whatever these are.
 NOT_DEFINING = frozenset(
     "volume logs project_id wandb_key processes nodes no_resume attempt earlier_outcomes plan "
-    "flow_began asked workers paranoid checkpoints budget grace_seconds".split()
+    "flow_began asked listing workers paranoid checkpoints budget grace_seconds".split()
 )
 
 
-def fetch_config(parameters: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+def fetch_config(
+    parameters: Mapping[str, Any], request: Mapping[str, Any], *, listing: str = ""
+) -> dict[str, Any]:
     """Config of the fetch step, and of the plan step; `request` is what defines the run."""
-    return _config("fetch", parameters, request=dict(request))
+    return _config("fetch", parameters, request=dict(request), listing=listing)
 
 
-def tokenize_config(parameters: Mapping[str, Any], *, model: str, tokenizer: str) -> dict[str, Any]:
+def tokenize_config(
+    parameters: Mapping[str, Any], *, model: str, tokenizer: str, listing: str = ""
+) -> dict[str, Any]:
     """Config of the tokenize step, for the folders that fetch found or made."""
-    return _config("tokenize", parameters, model=model, tokenizer=tokenizer)
+    return _config("tokenize", parameters, model=model, tokenizer=tokenizer, listing=listing)
 
 
 def finetune_config(

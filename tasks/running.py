@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from infra.backend import Backend, StepSpec
 from infra.local_processes import LocalBackend
@@ -42,6 +43,7 @@ class Run:
     request: Mapping[str, Any]  # the parameters that define the run
     attempt: str  # the flow run's id
     backend: Backend
+    listing: str = ""  # of the dataset: steps list an object store once under one name
     nodes: int = 1  # machines that train together
     grace_seconds: float = 120.0  # from SIGTERM to the kill
     watcher: Watcher | None = None
@@ -211,3 +213,22 @@ def compared_by_loss() -> Iterator[None]:
         yield
     finally:
         _compared.reset(before)
+
+
+_listing: ContextVar[str] = ContextVar("listing", default="")
+
+
+def current_listing() -> str:
+    """The listing that this run of the flow shares: its caller's, else of this attempt alone."""
+    # What is tried again may be tried because the dataset was mended.
+    return _listing.get() or f"{flow_run.get_id()}-{flow_run.get_run_count()}"
+
+
+@contextlib.contextmanager
+def sharing_listing(name: str) -> Iterator[None]:
+    """Have the flow runs of the block list an object store once, with whoever uses that name."""
+    before = _listing.set(name)
+    try:
+        yield
+    finally:
+        _listing.reset(before)

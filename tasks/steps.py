@@ -29,6 +29,10 @@ def _run(run: Run, step: str, config: Mapping[str, Any]) -> Outcome:
     return run_step(run, spec)
 
 
+def _fetch_config(run: Run) -> dict[str, Any]:
+    return configs.fetch_config(run.parameters, run.request, listing=run.listing)
+
+
 def ended(outcome: Outcome) -> Any:
     """The state that a task returns to end in it; its caller gets the outcome."""
     name = "Cached" if outcome.reused else "Completed"
@@ -38,7 +42,7 @@ def ended(outcome: Outcome) -> Any:
 @task(name="fetch", task_run_name="fetch {run.parameters[model]}", cache_policy=NO_CACHE)
 def fetch(run: Run) -> Outcome:
     """Check the request against the volume, and bring the base model there."""
-    return ended(_run(run, "fetch", configs.fetch_config(run.parameters, run.request)))
+    return ended(_run(run, "fetch", _fetch_config(run)))
 
 
 def look(run: Run) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def look(run: Run) -> dict[str, Any]:
     Raises:
         RequestError: The request does not fit what is on the volume, or on the hub.
     """
-    outcome = _run(run, "plan", configs.fetch_config(run.parameters, run.request))
+    outcome = _run(run, "plan", _fetch_config(run))
     run.outcomes.remove(outcome)  # what was looked at is part of no result
     return outcome.result["plan_facts"]
 
@@ -59,6 +63,7 @@ def tokenize(run: Run, fetched: Outcome) -> Outcome:
         run.parameters,
         model=fetched.result["model"],
         tokenizer=fetched.result["tokenizer"],
+        listing=run.listing,
     )
     outcome = _run(run, "tokenize", config)
     artifacts.show_tokens(run.run_name, outcome.result, run.on_volume(outcome.result["store"]))

@@ -69,6 +69,8 @@ class FetchConfig(StepConfig):
     """Path on the volume or any fsspec URL."""
     wandb_key: SecretName = ""
     """Where it names a key, the package that needs it has to be here."""
+    listing: str = ""
+    """Steps with the same one list an object store once, the first of them; empty: list it."""
     context: Count = 2048
     prompt_file: str = ""
     logs: NonEmpty = "logs"
@@ -77,7 +79,7 @@ class FetchConfig(StepConfig):
     """The parameters that define the run: compared with those of an earlier run of the name."""
     no_resume: bool = False
     check_only: bool = False
-    """Say what would be refused, and touch nothing: no probe of the volume, no download."""
+    """Say what would be refused, and change nothing: no probe of the volume, no download."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -86,6 +88,8 @@ class TokenizeConfig(StepConfig):
 
     dataset: NonEmpty
     """Path on the volume or any fsspec URL."""
+    listing: str = ""
+    """As the fetch step has it."""
     model: NonEmpty
     """The base model's folder on the volume."""
     tokenizer: str = ""

@@ -46,11 +46,11 @@ def count_contexts(config: TokenizeConfig, sources: "list[Source] | None" = None
     Raises:
         RequestError: The dataset is missing, empty or can't be read.
     """
+    from trainer.tokens.kept_listing import list_once
     from trainer.tokens.reference import count_token_contexts, is_token_file, num_train
-    from trainer.tokens.sources import list_sources
 
     if sources is None:
-        sources = list_sources(config.volume, config.dataset)
+        sources, _ = list_once(config.volume, config.dataset, config.listing)
     if is_token_file(config.dataset):
         count = count_token_contexts(config, sources[0])
         train = num_train(config, count)

@@ -1,7 +1,8 @@
 """What a plan is made from, as the volume has it: plain data that fits a step's outcome.
 
 Read where the volume is: by the command line and local flows themselves, on a cluster by
-the fetch step. Nothing is written. Importing this loads nothing heavy.
+the plan step. Nothing is written but a listing that steps share. Importing
+this loads nothing heavy.
 """
 
 import dataclasses

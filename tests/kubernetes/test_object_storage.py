@@ -102,13 +102,11 @@ def test_a_bucket_with_an_endpoint_and_a_secret_gives_what_a_folder_gives(
     assert "hidden" not in str(job)
 
 
-@pytest.mark.parametrize("step", ["plan", "fetch", "tokenize"])
-def test_a_step_lists_a_bucket_once(
+def test_the_steps_of_a_run_list_a_bucket_once(
     object_store: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    step: str,
 ) -> None:
     upload(make_volume(tmp_path) / "dataset", object_store)
     more = {"AWS_ENDPOINT_URL": object_store, "AWS_DEFAULT_REGION": "us-east-1"}
@@ -116,11 +114,11 @@ def test_a_step_lists_a_bucket_once(
         monkeypatch.setenv(name, value)
     asked = Parameters(run_name="run", model="models/tiny", context=64, dataset="s3://texts/west")
     parameters = asked.model_dump()
-    config = configs.fetch_config(parameters, asked.request)
-    if step == "tokenize":
-        config = configs.tokenize_config(parameters, model="models/tiny", tokenizer="")
+    look = configs.fetch_config(parameters, asked.request, listing="run")
+    tokenize = configs.tokenize_config(parameters, model="models/tiny", tokenizer="", listing="run")
     with caplog.at_level("INFO", logger="werkzeug"):
-        follow_step(LocalBackend(tmp_path), step_spec(parameters, step, config), [Lines()])
+        for step, config in (("plan", look), ("fetch", look), ("tokenize", tokenize)):
+            follow_step(LocalBackend(tmp_path), step_spec(parameters, step, config), [Lines()])
     requests = [record.getMessage() for record in caplog.records]
     listings = [line for line in requests if "list-type=2" in line and "max-keys=1" not in line]
     assert len(listings) == 1, requests

@@ -1,11 +1,14 @@
 """A volume with small models, and a way to run the step on files given as literals."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.object_store import s3_server
 from tests.tokens.models import EOT, LLAMA, PAD, byte_level, letters, save
 from trainer.config import TokenizeConfig
 from trainer.steps import StepResult
@@ -85,3 +88,21 @@ def volume(prepared: Path, tmp_path: Path) -> Volume:
     shutil.copytree(prepared / "models", root / "models")
     shutil.copytree(prepared / "cache/tokens/tokenizers", root / "cache/tokens/tokenizers")
     return Volume(root)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty bucket `corpus` on an S3 server of the test's own; yields a client for it."""
+    import boto3
+    import s3fs
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_server() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="corpus")
+        yield client
+        s3fs.S3FileSystem.clear_instance_cache()

@@ -13,7 +13,6 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from tests.object_store import s3_server
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.prose import story
 from tests.tokens.test_cache import start
@@ -204,24 +203,6 @@ def test_a_long_compressed_file_is_read_in_parts(
 
 
 # --- S3, as a real server on loopback ---------------------------------------------------
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch):
-    """An empty bucket on a server of the test's own; yields a client for it."""
-    import boto3
-    import s3fs
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with s3_server() as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        s3fs.S3FileSystem.clear_instance_cache()
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="corpus")
-        yield client
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_bucket_gives_what_a_folder_gives(volume: Volume, bucket):

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from trainer.errors import RequestError
-from trainer.tokens.sources import Source, list_sources
+from trainer.tokens.kept_listing import list_once
+from trainer.tokens.sources import Source
 
 _NAMED = 3  # files to name in a message
 
 
-def check_dataset(volume: Path, dataset: str) -> list[Source]:
+def check_dataset(volume: Path, dataset: str, listing: str) -> list[Source]:
     """The dataset's files; RequestError where it is missing, empty or without a file of text."""
-    sources = list_sources(str(volume), dataset)
+    sources, _ = list_once(str(volume), dataset, listing)
     if any(source.size for source in sources):
         return sources
     names = [source.path for source in sources[:_NAMED]]

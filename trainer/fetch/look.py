@@ -1,7 +1,8 @@
 """The plan step: `python -m trainer plan CONFIG.json`, with the fetch step's config.
 
 Who follows a run on a cluster has no volume to plan from. This step looks at it, and
-hands over what a plan is made from before anything is downloaded; it touches nothing.
+hands over what a plan is made from before anything is downloaded. It writes nothing but
+the listing of an object store, for the steps after it.
 """
 
 import dataclasses

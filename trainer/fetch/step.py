@@ -81,7 +81,7 @@ def _check_what_is_there(config: FetchConfig) -> tuple[Folders, list[Source]]:
         with problems.collected():
             check(config)
     with problems.collected():
-        sources = check_dataset(Path(config.volume), config.dataset)
+        sources = check_dataset(Path(config.volume), config.dataset, config.listing)
     for parameter in _asked(config):
         with problems.collected():
             if folder := _on_volume(config, parameter):

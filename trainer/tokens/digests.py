@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from trainer.errors import StepError
 from trainer.outcome import write_atomically, writer_name
@@ -24,7 +24,7 @@ from trainer.tokens.documents import whole_part
 from trainer.tokens.progress import Progress
 from trainer.tokens.reading import valid_blocks, without_mark
 from trainer.tokens.records import check_lines
-from trainer.tokens.sources import Source, open_source
+from trainer.tokens.sources import Source, current_stamp, open_source, remote_stamp, store_errors
 
 _READ_BYTES = 1 << 20
 _GROUP_FILES = 16
@@ -46,7 +46,12 @@ class DigestMemory:
             self.known, self._files = dict(read["sources"]), dict(read["stores"])
 
     def of(
-        self, sources: Iterable[Source], copies: Path, text_field: str, paranoid: bool = False
+        self,
+        sources: Iterable[Source],
+        copies: Path,
+        text_field: str,
+        paranoid: bool = False,
+        listed_before: bool = False,
     ) -> list[str]:
         """The digest of each source, in hex; reads those that are new or changed.
 
@@ -55,16 +60,17 @@ class DigestMemory:
             copies: Folder for the bytes of remote files; see `nearest`.
             text_field: Key of the text in JSONL.
             paranoid: Read all of them, whatever the memory holds.
+            listed_before: By another step: a remote file may have changed since.
         Raises:
             RequestError: A text file is not UTF-8, or a line of JSONL no JSON with text; it
                 is named, with the place.
-            StepError: A file can't be read; it is named.
+            StepError: A file can't be read, or changed since it was listed; it is named.
         """
         sources = list(sources)
         fresh = [s for s in sources if paranoid or not self._vouches(s)]
         if fresh:
             started_ns = time.time_ns()
-            reading = Reading(fresh, copies, text_field)
+            reading = Reading(fresh, copies, text_field, listed_before)
             for source, digest in zip(fresh, reading.digests(), strict=True):
                 young = started_ns - source.modified_ns < _TOO_YOUNG_NS
                 self.known[source.location] = ["" if young else source.stamp, digest]
@@ -99,8 +105,11 @@ class DigestMemory:
 class Reading:
     """Reads files on all cores, for their digests."""
 
-    def __init__(self, sources: list[Source], copies: Path, text_field: str) -> None:
+    def __init__(
+        self, sources: list[Source], copies: Path, text_field: str, listed_before: bool
+    ) -> None:
         self.sources, self.copies, self.text_field = sources, copies, text_field
+        self._listed_before = listed_before
         self._done_bytes = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
 
@@ -148,6 +157,8 @@ class Reading:
         """A file's blocks, while they are counted, hashed and copied."""
         try:
             with open_source(source.location, source.remote) as file:
+                if self._listed_before and source.remote:
+                    _refuse_changed(source, file)
                 # No larger than the file: making room for a block takes longer than a small one.
                 block_bytes = min(_READ_BYTES, source.size + 1)
                 while not self._stop.is_set() and (block := file.read(block_bytes)):
@@ -157,8 +168,16 @@ class Reading:
                     with self._lock:
                         self._done_bytes += len(block)
                     yield block
-        except OSError as error:
+        except store_errors() as error:
             raise StepError(f"{source.location} can't be read: {error}") from error
+
+
+def _refuse_changed(source: Source, file: BinaryIO) -> None:
+    # What a store said of a file when it was opened is as new as can be, and costs no request.
+    details = getattr(file, "details", None)
+    now = remote_stamp(details) if details else current_stamp(source.location, source.remote)
+    if now != source.stamp:
+        raise StepError(f"{source.location} has changed since it was listed.")
 
 
 def nearest(source: Source, digest: str, copies: Path) -> Source:

@@ -7,7 +7,7 @@ A folder or one file on the volume, or any fsspec URL. Files of folders: `.txt`,
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -125,24 +125,45 @@ def _remote(dataset: str) -> Iterator[Source]:
         found = {root: filesystem.info(root)} if single else filesystem.find(root, detail=True)
     except (ImportError, ValueError) as error:
         raise RequestError(f"dataset can't be read (got {dataset!r}). {error}.") from error
-    except _no_listing() as error:
+    except store_errors() as error:
         raise StepError(f"{dataset} can't be listed: {error}") from error
     for location, info in found.items():
         path = os.path.basename(location) if single else location[len(root) :].lstrip("/")
         kind = _kind(path) or (("text", "") if single else None)
         if kind and not any(part.startswith(".") for part in path.split("/")):
-            stamp = _remote_stamp(info)
+            stamp = remote_stamp(info)
             url = filesystem.unstrip_protocol(location)
             yield Source(path, url, int(info["size"] or 0), stamp, 0, kind[0], kind[1], True)
 
 
-def _no_listing() -> tuple[type[Exception], ...]:
-    """What a listing fails with: of s3, without credentials, it is no OSError."""
+def recall(dataset: str, sources: Iterable[Source]) -> None:
+    """Have s3 open files as in the process that listed them, without a request for each.
+
+    It reads them with the ETag of the listing then, so one that changed since is refused.
+    """
+    import fsspec
+
+    filesystem, _ = fsspec.core.url_to_fs(dataset)
+    if "s3" not in filesystem.protocol:
+        return  # another store says by itself what it needs to open a file
+    folders: dict[str, list[dict[str, Any]]] = {}
+    for source in sources:
+        name = filesystem._strip_protocol(source.location)
+        etag = source.stamp.partition("-")[2]
+        info = {"name": name, "type": "file", "size": source.size, "ETag": etag}
+        folders.setdefault(name.rpartition("/")[0], []).append(info)
+    for folder, infos in folders.items():
+        filesystem.dircache[folder] = infos
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What listing and reading fail with: of s3, without credentials, it is no OSError."""
     loaded = sys.modules.get("botocore.exceptions")  # where s3 was spoken
     return (OSError, loaded.BotoCoreError) if loaded else (OSError,)
 
 
-def _remote_stamp(info: dict[str, Any]) -> str:
+def remote_stamp(info: Mapping[str, Any]) -> str:
+    """The stamp of a file from what its store says of it; see Source."""
     for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "modified"):
         if info.get(name):
             return f"{info['size']}-{info[name]}"
@@ -157,7 +178,7 @@ def current_stamp(location: str, remote: bool) -> str:
 
     filesystem, path = fsspec.core.url_to_fs(location)
     filesystem.invalidate_cache()
-    return _remote_stamp(filesystem.info(path))
+    return remote_stamp(filesystem.info(path))
 
 
 def open_source(location: str, remote: bool) -> BinaryIO:

@@ -27,8 +27,9 @@ from trainer.outcome import sync_folder, writer_name
 from trainer.steps import StepResult
 from trainer.tokens import store as stores
 from trainer.tokens.digests import DigestMemory, nearest
+from trainer.tokens.kept_listing import list_anew, list_once
 from trainer.tokens.records import JSONL_FORMAT
-from trainer.tokens.sources import Source, in_order, list_sources
+from trainer.tokens.sources import Source, in_order
 from trainer.tokens.store import Manifest, TokenStore, read_manifest
 from trainer.tokens.vocabulary import tokenizer_digest
 from trainer.volume_paths import path_on_volume
@@ -66,12 +67,26 @@ def run(config: TokenizeConfig) -> StepResult:
 
 
 def _run(config: TokenizeConfig, started: float) -> StepResult:
+    sources, kept = list_once(config.volume, config.dataset, config.listing)
+    try:
+        return _found_or_made(config, sources, kept, started)
+    except StepError as error:
+        if not kept:
+            raise
+        events.notice(f"{error} The dataset is listed again.")
+    sources = list_anew(config.volume, config.dataset, config.listing)
+    return _found_or_made(config, sources, False, started)
+
+
+def _found_or_made(
+    config: TokenizeConfig, sources: list[Source], kept: bool, started: float
+) -> StepResult:
+    """The store of these files, which were listed by an earlier step if `kept`."""
     volume = Path(config.volume)
     model = path_on_volume(volume, "model", config.model)
     tokenizer = model
     if config.tokenizer:
         tokenizer = path_on_volume(volume, "tokenizer", config.tokenizer)
-    sources = list_sources(config.volume, config.dataset)
     sources = in_order(sources, config.reorder, config.random_seed)
     memory = _digest_memory(volume, config.dataset)
     # Its own: another process on this dataset ends, and takes its copies along, when it likes.
@@ -86,7 +101,7 @@ def _run(config: TokenizeConfig, started: float) -> StepResult:
 
             crew = stack.enter_context(Crew(exported, config.workers))
             crew.start()  # it loads the tokenizer while the files are read for their digests
-        digests = memory.of(sources, copies, config.text_field, config.paranoid)
+        digests = memory.of(sources, copies, config.text_field, config.paranoid, kept)
         options = store_options(config, sources)
         key = store_key(sources, digests, token_digest, options)
         folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
