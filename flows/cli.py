@@ -220,7 +220,7 @@ def show(run_name: str, home: Path, pvc: str, opened: bool) -> None:
     "--resume", is_flag=True, help="Prove instead that going on from a checkpoint is exact."
 )
 def verify(run_name: str, home: Path, pvc: str, resume: bool) -> None:
-    """Read every checkpoint and the final model and compare their digests.
+    """Read every checkpoint, the final model and what serves of it, and compare their digests.
 
     --resume trains again from the last checkpoint but one to the last, apart from the run,
     and compares weights, optimizer and losses bit for bit; it takes that training's time and

@@ -13,6 +13,7 @@ from infra.local_processes import LocalBackend
 from tasks.local_deployment import FINAL_MANIFEST, as_it_is_now, serving_final
 from tasks.summary import losses
 from tasks.wording import format_seconds
+from trainer.checkpoints import sealed_folders, verify
 from trainer.errors import RequestError
 from trainer.outcome import Outcome
 from trainer.report.facts import times
@@ -173,14 +174,10 @@ def _last_step(metrics: Path) -> Any:
 
 
 def verify_run(home: Path, pvc: str, run_name: str, say: Callable[[str], Any]) -> bool:
-    """Check the digests of every checkpoint and of the final model; True when all are good."""
-    from trainer.checkpoints import verify
-
+    """Check the digests of all checkpoints and models of a run; True when all are good."""
     folder = known_run(home, pvc, run_name)
     good = True
-    folders = [path for path in sorted(folder.checkpoints.glob("step-*")) if path.is_dir()]
-    if folder.final.exists():
-        folders.append(folder.final)
+    folders = sealed_folders(folder.root)
     for path in folders:
         problems = verify(path)
         good &= not problems

@@ -58,6 +58,7 @@ class Service:
     revision: int  # counts the servers of the run
     started: str  # UTC, ISO 8601
     log: str
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # as `start` was given it
 
 
 Check = Callable[[Service], list[str]]  # problems; none: the server may take over
@@ -133,6 +134,7 @@ def start(
                 revision=revision,
                 started=_now(),
                 log=str(log),
+                config=config or {},
             )
             if problems := check(service) if check else []:
                 raise ServiceError("\n".join(problems))

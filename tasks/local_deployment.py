@@ -20,6 +20,7 @@ from trainer.outcome import Outcome
 from trainer.run_folder import RunFolder
 from trainer.serving.deploy import find_model, prompt_of
 from trainer.serving.gate import Expected, GateError, check, expected_of
+from trainer.serving.history import previous
 
 Say = Callable[[str], None]
 FINAL_MANIFEST = "final_manifest"  # in the result of a deploy step: which model it was of
@@ -83,9 +84,20 @@ def rollback_here(volume: Path, run_name: str, logs: str = "logs") -> Service:
         RequestError: There is no earlier one, it is gone, or the volume can't be written.
         StepError: Its server did not pass; what served serves on.
     """
-    model = find_model(RunFolder(volume, run_name), rollback=True)
+    folder = RunFolder(volume, run_name)
+    model, earlier = find_model(folder, rollback=True), previous(folder)
     try:
-        return _start(volume, run_name, model, expected_of(model), logs, event="rolled back")
+        # As it was served before: what comes after it is compared with its figures again.
+        return _start(
+            volume,
+            run_name,
+            model,
+            expected_of(model),
+            logs,
+            earlier.get("config"),
+            figures=earlier["figures"],
+            event="rolled back",
+        )
     except (ServiceError, GateError) as error:
         raise StepError(f"rolling {run_name!r} back failed: {error}") from error
     except PlaceError as error:
@@ -138,6 +150,7 @@ def _start(
     expected: Expected,
     logs: str,
     config: dict[str, Any] | None = None,
+    figures: dict[str, float] | None = None,
     event: str = "served",
 ) -> Service:
     return local_service.start(
@@ -146,7 +159,7 @@ def _start(
         model.relative_to(volume).as_posix(),
         logs=logs,
         check=lambda service: check(service.url, service.name, expected),
-        figures={} if expected.loss is None else {"loss": expected.loss},
+        figures=figures if expected.loss is None else {"loss": expected.loss},
         config=config,
         event=event,
     )

@@ -57,7 +57,7 @@ def finetune(home: Path, *words: str, code: int = 0, typed: str = "") -> str:
 def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> None:
     run = home / PVC / "town"
     assert "is not served" in finetune(home, "ask", "town", "Dust", code=78)
-    url = deploy(home).result["url"]
+    url = deploy(home, trust_remote_code=True).result["url"]
     shown = finetune(home, "show", "town")
     assert f"serves at {url}\n" in shown
     assert f"served at            {url} (revision 1: town/final)" in shown
@@ -70,9 +70,10 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
     trained.save(run / "final", seed=1)
     (run / "run.json").write_text(json.dumps({"request": {}, "created": "now"}))
     evaluated(run, loss=3.2)
+    tight, loose = {"max_regression": 0.1}, {"max_regression": 0.5}
     with pytest.raises(StepError, match=r"plus max_regression 0.1, got 3\.2"):
-        deploy(home, serving={"max_regression": 0.1})
-    second = deploy(home, serving={"max_regression": 0.5})
+        deploy(home, serving=tight)
+    second = deploy(home, serving=loose)
     again = deploy(home, run_inference=True, inference_only=False)
     assert again.reused and again.result["url"] == second.result["url"]
 
@@ -80,6 +81,10 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
     assert "revision 3 serves town/replaced/" in said
     now = local_service.running(home / PVC, "town")
     assert now is not None and now.url in said
+    # It is served as it was, and what would come after it is compared with it as before.
+    assert now.config == {"trust_remote_code": True, "engine": "builtin", "tensorizer_uri": ""}
+    with pytest.raises(StepError, match=r"plus max_regression 0.1, got 3\.2"):
+        deploy(home, serving=tight)
     shown = finetune(home, "show", "town")
     assert f"served at            {now.url} (revision 3: town/replaced/" in shown
     assert second.result["url"] not in shown

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -270,6 +271,22 @@ def test_expected_is_read_from_what_the_steps_left(tmp_path: Path) -> None:
     (final / "golden.json").unlink()
     with pytest.raises(gate.GateError, match=r"no golden\.json"):
         gate.expected_of(final)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_server_that_ends_as_it_is_asked_is_a_problem_not_a_crash(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer_once() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        served = threading.Thread(target=answer_once)
+        served.start()
+        (problem,) = gate.check(f"http://127.0.0.1:{listening.getsockname()[1]}", "final", EXPECTED)
+        served.join()
+    assert "does not answer" in problem
 
 
 def test_server_that_is_not_there_is_a_problem_not_a_crash() -> None:

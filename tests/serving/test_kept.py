@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.overview import verify_run
 from infra.serving import ServingSpec
 from trainer.checkpoints import read_manifest, seal
 from trainer.config import DeployConfig
@@ -86,6 +87,26 @@ def test_a_damaged_kept_model_is_mended_under_the_servers_that_have_it_mounted(
     shutil.rmtree(place)
     place.mkdir()
     assert contents(keep(town, final)) == contents(final)
+
+
+def test_verifying_a_run_reads_what_serves_too(
+    town: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    final = trained(town, "first")
+    (final / "model.tensors").unlink()
+    place = keep(town, final)
+    name = place.relative_to(town.root).as_posix()
+    said: list[str] = []
+    assert verify_run(town.root.parent.parent, town.root.parent.name, "town", said.append)
+    assert said == ["final: good", f"{name}: good"]
+    (place / "model.safetensors").write_text("w" * (place / "model.safetensors").stat().st_size)
+    assert not verify_run(town.root.parent.parent, town.root.parent.name, "town", said.append)
+    assert said[2] == "final: good"
+    assert said[3].startswith(f"{name}: ") and "model.safetensors was altered" in said[3]
 
 
 def names(run: RunFolder) -> set[str]:

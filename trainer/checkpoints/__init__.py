@@ -3,7 +3,13 @@
 Imports neither torch nor numpy, so that `finetune verify RUN` answers at once.
 """
 
-from trainer.checkpoints.folder import newest_good, set_aside, steps_there, verify_run
+from trainer.checkpoints.folder import (
+    newest_good,
+    sealed_folders,
+    set_aside,
+    steps_there,
+    verify_run,
+)
 from trainer.checkpoints.seal import Manifest, is_complete, read_manifest, seal, verify
 
 __all__ = [
@@ -12,6 +18,7 @@ __all__ = [
     "newest_good",
     "read_manifest",
     "seal",
+    "sealed_folders",
     "set_aside",
     "steps_there",
     "verify",

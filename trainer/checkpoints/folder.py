@@ -101,19 +101,21 @@ def size_of(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
-def verify_run(run: Path) -> dict[str, list[str]]:
-    """The problems of each checkpoint and of the final model of a run, by name.
+def sealed_folders(run: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first, its final model, and the models kept to serve.
 
     Args:
         run: The run's folder.
     """
-    found = {
-        f"checkpoints/{name_of(step)}": verify(run / "checkpoints" / name_of(step))
-        for step in steps_there(run / "checkpoints")
-    }
-    if (run / "final").exists():
-        found["final"] = verify(run / "final")
-    return found
+    checkpoints = run / "checkpoints"
+    models = [run / "final", *sorted((run / "served").glob("[!.]*"))]
+    there = [path for path in models if path.is_dir()]
+    return [*(checkpoints / name_of(step) for step in steps_there(checkpoints)), *there]
+
+
+def verify_run(run: Path) -> dict[str, list[str]]:
+    """The problems of each sealed folder of a run, by name."""
+    return {path.relative_to(run).as_posix(): verify(path) for path in sealed_folders(run)}
 
 
 def _best(folder: Path, steps: list[int]) -> list[int]:

@@ -7,6 +7,7 @@ Loads nothing but the standard library, so whoever deploys can import it.
 """
 
 import hashlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -261,5 +262,5 @@ def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
             return json.load(response)
     except urllib.error.HTTPError as error:
         raise GateError(f"{url} answered {error.code}: {error.read().decode()}") from error
-    except (urllib.error.URLError, TimeoutError) as error:
+    except (OSError, http.client.HTTPException) as error:  # it ended, or hangs
         raise GateError(f"{url} does not answer ({error}).") from error
