@@ -1,7 +1,8 @@
 """A Kubernetes cluster in one process, for tests: see cluster.py.
 
     cluster.py         start and stop it, its kubeconfig, its faults
-    server.py          the API over HTTP: verbs, watches, logs, Status bodies
+    server.py          the API over HTTP: verbs, discovery, Status bodies
+    streams.py         watches, and logs as they come
     api_objects.py     defaults, selectors, patches, Status bodies
     admission.py       what a request must satisfy: names, fields, immutability, Pod Security
     permissions.py     what service accounts may do
