@@ -81,6 +81,8 @@ def _state(home: Path, pvc: str, run_name: str) -> str:
     if not outcomes and (folder.record() or {}).get("adopted"):
         return "adopted"
     for step in STEPS:
+        if step == "deploy" and step not in outcomes:
+            return "evaluated"  # a trial of a sweep, for one, is not served
         if step not in outcomes:
             return f"stopped before {step}"
         if outcomes[step].status != "done":
@@ -141,7 +143,7 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
         url = f"{service.url} (revision {service.revision}: {service.model})"
     if url:
         figures["served at"] = url
-    lines += ["", *(f"{name:<20} {value}" for name, value in figures.items())]
+    lines += ["", *(f"{name:<20} {_figure(value)}" for name, value in figures.items())]
     step = _last_step(folder.metrics)
     if step:
         lines.append(f"{'last step':<20} {step}")
@@ -149,6 +151,10 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
     lines += ["", *(f"{p['name']:<20} {format_seconds(p['seconds'])}" for p in parts)]
     lines += ["", *(f"{name:<20} {value!r}" for name, value in record["request"].items())]
     return "\n".join(lines)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _as_it_is_now(folder: RunFolder, outcome: Outcome) -> Outcome:

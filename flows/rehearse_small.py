@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -121,6 +122,12 @@ def small_request(parameters: Parameters, small: Path) -> dict[str, Any]:
     }
 
 
+def _environment(home: Path) -> dict[str, str]:
+    """Of a Prefect of its own: the user's would keep the runs, and tell people how they ended."""
+    others = {name: v for name, v in os.environ.items() if not name.startswith("PREFECT_")}
+    return others | {"PREFECT_HOME": str(home / "prefect")}
+
+
 def _command(request: Path, home: Path) -> list[str]:
     run = [sys.executable, "-m", "flows.cli", "run", "--backend", "local"]
     return [*run, "--params", str(request), "--home", str(home)]
@@ -129,7 +136,8 @@ def _command(request: Path, home: Path) -> list[str]:
 def _interrupted_run(request: Path, home: Path, run: Path) -> bool:
     """Begin the run and interrupt it at its first checkpoint; False where it had ended."""
     with open(home / "first.log", "w+b") as log:
-        process = subprocess.Popen(_command(request, home), stdout=log, stderr=log)
+        command, environment = _command(request, home), _environment(home)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             while process.poll() is None and not list(run.glob("checkpoints/step-*")):
                 time.sleep(0.05)
@@ -144,7 +152,8 @@ def _interrupted_run(request: Path, home: Path, run: Path) -> bool:
 
 
 def _run_to_its_end(request: Path, home: Path) -> None:
-    done = subprocess.run(_command(request, home), capture_output=True, text=True, check=False)
+    command, environment = _command(request, home), _environment(home)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise StepError(f"the rehearsal did not go on:\n{done.stderr[-3000:]}")
 

@@ -123,7 +123,7 @@ def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say:
         }
         service = _start(volume, run_name, folder.final, expected, parameters["logs"], config)
         try:
-            told = _ask(service, prompt_of(folder), say)
+            told = _ask(service, prompt_of(folder), say, keep)
         finally:
             if not keep:
                 local_service.stop(volume, run_name)
@@ -165,10 +165,12 @@ def _start(
     )
 
 
-def _ask(service: Service, prompt: str, say: Say) -> dict[str, str]:
+def _ask(service: Service, prompt: str, say: Say, keep: bool) -> dict[str, str]:
     answer = service_client.ask(service, prompt)
-    curl = service_client.curl_command(service, prompt)
     say(f"asked {prompt!r}, it answered {answer!r}")
+    if not keep:
+        return {"answer": answer}
+    curl = service_client.curl_command(service, prompt)
     say(f"ask it yourself: {curl}")
     return {"curl": curl, "answer": answer}
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from flows import again
 from flows.compare_commands import reproduce
 from flows.comparing import compare, same_model
+from flows.overview import list_runs, show_run
 from flows.parameters import Parameters
 from trainer.checkpoints import seal, verify
 from trainer.errors import RequestError
@@ -185,6 +186,16 @@ def test_a_run_that_was_adopted_has_nothing_to_be_made_again_from(home: Path) ->
     run = make_run(home, "old", [1.0], request={"model": "m"}, adopted="tales")
     with pytest.raises(RequestError, match=r"RUN was trained by the reference's .*\(got 'old'\)"):
         again.recorded_parameters(run, PVC, "new")
+
+
+def test_a_trial_which_is_not_served_is_listed_as_evaluated(home: Path) -> None:
+    run = RunFolder(home / PVC, "one")
+    for step in ("fetch", "tokenize", "finetune"):
+        run.record_outcome(Outcome(step=step, status="done"))
+    assert [row.state for row in list_runs(home, PVC)] == ["stopped before evaluate"]
+    run.record_outcome(Outcome(step="evaluate", status="done", result={"loss": 2.345678}))
+    assert [row.state for row in list_runs(home, PVC)] == ["evaluated"]
+    assert "finetuned_loss       2.3457\n" in show_run(home, PVC, "one")
 
 
 def test_two_runs_are_compared_by_kind(home: Path) -> None:

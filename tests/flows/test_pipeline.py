@@ -143,8 +143,8 @@ def test_a_run_makes_a_better_model_that_loads_and_is_free_the_second_time(
     assert (folder / "final/README.md").read_text().count("loss")
     steps = [line["step"] for line in metrics(home, "whole")]
     assert steps == list(range(1, len(steps) + 1))
-    curl = next(line for line in err.splitlines() if "curl " in line)
-    assert ":predict" in curl
+    # No address is shown of a server that was there only to show that it can be.
+    assert ", it answered " in err and "http://" not in err
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     out, err = ended(start("whole", trainer_cores=4))

@@ -15,6 +15,7 @@ from flows.parameters import Parameters
 from flows.rehearse import problems_of
 from flows.rehearse_small import small_request
 from tests.flows.small_volume import PVC, finetune
+from tests.flows.test_deployment import api
 from tests.flows.test_retrain import guide
 from tests.hub_double import HubDouble, HubModel
 from tests.kubernetes_double.cluster import Cluster
@@ -265,7 +266,12 @@ def test_without_the_volume_what_can_be_seen_from_here_is_looked_at(
 
 @pytest.mark.timeout(900)
 def test_readmes_rehearsal_with_a_cluster_runs_every_step_in_small_and_leaves_nothing(
-    cluster: Cluster, hub: HubDouble, volume: Path, environment: dict[str, str], tmp_path: Path
+    cluster: Cluster,
+    hub: HubDouble,
+    volume: Path,
+    api_url: str,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     (line,) = (line for line in guide() if line.startswith("finetune rehearse"))
     words = line.split()
@@ -290,6 +296,8 @@ def test_readmes_rehearsal_with_a_cluster_runs_every_step_in_small_and_leaves_no
     assert cluster.jobs() == []
     assert list(tmp_path.iterdir()) == []
     assert sorted(volume.rglob("*")) == before
+    # Nor a run in the UI, of whose interruption and end the server's automations would tell.
+    assert api(api_url, "flow_runs/filter", flow_runs={"name": {"any_": ["stories"]}}) == []
 
 
 def put(url: str, bucket: str, key: str, text: str) -> None:
