@@ -49,11 +49,12 @@ def is_running(pod: Object) -> bool:
 def is_lost(pod: Object) -> bool:
     """Whether the pod's node no longer answers, so that what is known of the pod is old.
 
-    A step has no readiness probe: while its container runs, only the loss of its node makes
-    the pod unready.
+    Whoever looks after nodes then makes its pods unready, and leaves its containers as the
+    node last told them to be.
     """
-    ready = [c for c in pod["status"].get("conditions") or [] if c["type"] == "Ready"]
-    return "running" in container_state(pod) and any(c["status"] != "True" for c in ready)
+    found = {c["type"]: c["status"] for c in pod["status"].get("conditions") or []}
+    told = "running" in container_state(pod) and found.get("ContainersReady") == "True"
+    return told and found.get("Ready") != "True"
 
 
 def has_started(pod: Object) -> bool:
