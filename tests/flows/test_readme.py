@@ -1,6 +1,7 @@
-"""README's commands on a laptop are run as they stand; all others are at least understood.
+"""README's commands for one's own text are run as they stand; all others are at least understood.
 
 With a server: test_deployment.py. From an empty cluster to a nightly retraining: test_retrain.py.
+Rehearsals and sweeps: test_rehearse.py and test_sweep.py.
 """
 
 import os
@@ -20,7 +21,7 @@ from infra import local_service
 from tests import readme
 from tests.demo.test_demo import demo
 from tests.flows.small_volume import PVC, finetune
-from trainer.config import load_parameters
+from trainer.parsing import load_parameters
 
 
 def in_sentences_and_blocks() -> list[str]:
@@ -101,16 +102,3 @@ def test_your_own_text_is_trained_on_served_asked_and_made_again(
         assert told.endswith("losses:\n  the same\n")
     finally:
         run(demo_home, environment, "finetune stop first")
-
-
-@pytest.mark.timeout(1500)
-def test_a_run_is_rehearsed_and_many_are_swept(
-    demo_home: Path, environment: dict[str, str]
-) -> None:
-    ((rehearse, sweep),) = readme.blocks("Before a run, and many of them")
-    before = sorted(path.name for path in (demo_home / PVC).iterdir())
-    assert "interrupted once" in run(demo_home, environment, rehearse)
-    assert sorted(path.name for path in (demo_home / PVC).iterdir()) == before
-    rows = run(demo_home, environment, sweep).splitlines()[-3:]
-    assert [line.startswith("trial=") for line in rows] == [True, True, True]
-    assert (demo_home / PVC / "sweeps/rates/result.svg").exists()
