@@ -131,7 +131,10 @@ def sweep(
     given = given_parameters(assignments, file) | options
     given["over"] = dict(map(values_of, over))
     from flows.running import prefect_api
+    from flows.sweep_request import SweepParameters, asked_trials
+    from trainer.parsing import load_parameters
 
+    asked_trials(load_parameters(SweepParameters, given))  # refused before a server is started
     with prefect_api():
         from flows.sweep import sweep as run_sweep
         from flows.terminal import PlainWatcher

@@ -17,50 +17,25 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from annotated_types import Ge, MaxLen
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
-from pydantic import BeforeValidator
 
-from flows.parameters import Parameters, takes
-from flows.trials import Trial, Values, check_losses, going_on, make_trials, picture, rungs, table
+from flows.parameters import takes
+from flows.sweep_request import SweepParameters, asked_trials
+from flows.trials import Trial, check_losses, going_on, picture, rungs, table
 from infra.place import BACKEND_VARIABLE, home_from_environment
 from tasks.running import current_watcher
 from trainer.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, RequestError
 from trainer.outcome import write_atomically
-from trainer.parameter_types import Count, RunName
 from trainer.parsing import load_parameters
 
 Say = Callable[[str], Any]
 FOLDER = "sweeps"
-OWN = ("over", "method", "trials", "parallel", "halving")
-NUMBERED = len("-999-e9999")
 LOOK_SECONDS = 0.2
-
-
-def _from_text(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
-
-
-class SweepParameters(Parameters):
-    """What `sweep` can be asked: all that `finetune` can, and what to vary."""
-
-    run_name: Annotated[RunName, MaxLen(40 - NUMBERED)]
-    """Name of the sweep; its runs are numbered after it (at most 30 characters)."""
-    over: Annotated[dict[str, Values], BeforeValidator(_from_text)]
-    """What varies: {"learn_rate": {"min": 1e-5, "max": 1e-3, "log": true}, "epochs": [1, 2]}."""
-    method: Literal["grid", "random"] = "grid"
-    """Every combination, or as many as `trials` drawn by random_seed."""
-    trials: Count = 8
-    """How many to draw (>0)."""
-    parallel: Count = 1
-    """Runs at a time, at most (>0)."""
-    halving: Annotated[int, Ge(1)] = 1
-    """Go on with one in so many after each round, and train it so many times longer; 1: don't."""
 
 
 @flow(name="sweep", flow_run_name="{run_name}", validate_parameters=False)
@@ -93,12 +68,9 @@ def run_sweep(parameters: SweepParameters, home: Path, say: Say) -> list[Trial]:
         Interrupted: A signal came; the same sweep goes on.
         StepError: Every trial of a round failed.
     """
-    trials = make_trials(
-        parameters.over, parameters.method, parameters.trials, parameters.random_seed
-    )
+    trials, requests = asked_trials(parameters)
     rounds = rungs(parameters.epochs, parameters.halving)
     known = {trial.number: trial for trial in trials}
-    requests = {t.number: _request(parameters, t, rounds[-1]) for t in trials}
     for epochs in rounds:
         say(f"{len(trials)} trial(s) of {epochs} epoch(s)")
         asked = [
@@ -115,19 +87,6 @@ def run_sweep(parameters: SweepParameters, home: Path, say: Say) -> list[Trial]:
 def _name(parameters: SweepParameters, trial: Trial, epochs: int, rounds: Sequence[int]) -> str:
     tail = f"-e{epochs}" if len(rounds) > 1 else ""
     return f"{parameters.run_name}-{trial.number}{tail}"
-
-
-def _request(parameters: SweepParameters, trial: Trial, epochs: int) -> dict[str, Any]:
-    """The trial's parameters; raises RequestError where they would be refused."""
-    if not parameters.over:
-        raise RequestError("over names nothing to vary. Name a parameter and its values.")
-    fixed = {*OWN, "run_name", "pvc", *(["epochs"] if parameters.halving > 1 else [])}
-    problems = [f"over can't vary {name}." for name in trial.values if name in fixed]
-    if problems:
-        raise RequestError(*problems)
-    values = parameters.model_dump(mode="json", exclude=set(OWN))
-    checked = load_parameters(Parameters, {**values, "epochs": epochs, **trial.values})
-    return checked.model_dump(mode="json")
 
 
 def _record(parameters: SweepParameters, home: Path, trials: list[Trial]) -> None:

@@ -13,7 +13,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
 from flows.owner_commands import values_of
-from flows.sweep import SweepParameters, run_sweep
+from flows.sweep import run_sweep
+from flows.sweep_request import SweepParameters
 from flows.trials import Range, Trial, going_on, make_trials, picture, rungs, table
 from tests.flows.small_volume import PVC, finetune
 from tests.flows.test_deployment import api
@@ -114,7 +115,8 @@ def asked(home: Path, environment: dict[str, str], *more: str) -> "subprocess.Po
 def test_a_trial_that_would_be_refused_stops_all_before_anything_starts(
     home: Path, environment: dict[str, str]
 ) -> None:
-    process = asked(home, environment, "--over", "learn_rate=1e-3,-1")
+    nobody = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    process = asked(home, environment | nobody, "--over", "learn_rate=1e-3,-1")
     _, err = process.communicate(timeout=250)
     assert process.returncode == 78, err
     assert "learn_rate" in err

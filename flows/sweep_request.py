@@ -1,0 +1,62 @@
+"""What `sweep` is asked, and what its trials ask in turn: checked without Prefect."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MaxLen
+from pydantic import BeforeValidator
+
+from flows.parameters import Parameters
+from flows.trials import Trial, Values, make_trials, rungs
+from trainer.errors import RequestError
+from trainer.parameter_types import Count, RunName
+from trainer.parsing import load_parameters
+
+OWN = ("over", "method", "trials", "parallel", "halving")
+NUMBERED = len("-999-e9999")
+
+
+def _from_text(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+class SweepParameters(Parameters):
+    """What `sweep` can be asked: all that `finetune` can, and what to vary."""
+
+    run_name: Annotated[RunName, MaxLen(40 - NUMBERED)]
+    """Name of the sweep; its runs are numbered after it (at most 30 characters)."""
+    over: Annotated[dict[str, Values], BeforeValidator(_from_text)]
+    """What varies: {"learn_rate": {"min": 1e-5, "max": 1e-3, "log": true}, "epochs": [1, 2]}."""
+    method: Literal["grid", "random"] = "grid"
+    """Every combination, or as many as `trials` drawn by random_seed."""
+    trials: Count = 8
+    """How many to draw (>0)."""
+    parallel: Count = 1
+    """Runs at a time, at most (>0)."""
+    halving: Annotated[int, Ge(1)] = 1
+    """Go on with one in so many after each round, and train it so many times longer; 1: don't."""
+
+
+def asked_trials(parameters: SweepParameters) -> tuple[list[Trial], dict[int, dict[str, Any]]]:
+    """All trials, and by number the parameters of each one's longest run.
+
+    Raises:
+        RequestError: A trial would be refused.
+    """
+    if not parameters.over:
+        raise RequestError("over names nothing to vary. Name a parameter and its values.")
+    trials = make_trials(
+        parameters.over, parameters.method, parameters.trials, parameters.random_seed
+    )
+    epochs = rungs(parameters.epochs, parameters.halving)[-1]
+    return trials, {trial.number: _request(parameters, trial, epochs) for trial in trials}
+
+
+def _request(parameters: SweepParameters, trial: Trial, epochs: int) -> dict[str, Any]:
+    fixed = {*OWN, "run_name", "pvc", *(["epochs"] if parameters.halving > 1 else [])}
+    problems = [f"over can't vary {name}." for name in trial.values if name in fixed]
+    if problems:
+        raise RequestError(*problems)
+    values = parameters.model_dump(mode="json", exclude=set(OWN))
+    checked = load_parameters(Parameters, {**values, "epochs": epochs, **trial.values})
+    return checked.model_dump(mode="json")
