@@ -56,7 +56,9 @@ def run(tmp_path: Path) -> RunFolder:
     times["parts"] = {"load": 600.0, "compute": 3000.0}
     (folder.times / "1-finetune.json").write_text(json.dumps(times))
     manifest = {"num_contexts": 11, "num_train_contexts": 10, "num_tokens": 99, "num_padding": 1}
-    manifest["sources"] = [{"path": "a & b.txt", "bytes": 12345, "documents": 1}]
+    dropped = {"empty_documents": 0, "boundaries": 3, "sampled_out": 1200}
+    source = {"documents": 1, "tokens": 99, "contexts": 11, "repeated": 5, "dropped": dropped}
+    manifest["sources"] = [{"path": "a & b.txt", "bytes": 12345, **source}]
     (tmp_path / "tokens/t").mkdir(parents=True)
     (tmp_path / "tokens/t/manifest.json").write_text(json.dumps(manifest))
     folder.record_outcome(Outcome(step="finetune", status="done", message="done it", seconds=3600))
@@ -84,6 +86,11 @@ def test_time_and_money_are_shown_by_part(run: RunFolder) -> None:
     table = rows(page(run))
     assert table["compute"][:3] == ["50:00 min", "83.1 %", "$1.67"]
     assert table["queue"][:3] == ["10.0 s", "0.3 %", ""]
+
+
+def test_where_the_text_of_each_file_went_is_shown(run: RunFolder) -> None:
+    cells = ["12,345", "1", "99", "11", "5", "3 boundaries, 1,200 sampled out", ""]
+    assert rows(page(run))["a &amp; b.txt"] == cells
 
 
 def test_it_needs_no_network_and_runs_nothing_of_the_text(run: RunFolder) -> None:

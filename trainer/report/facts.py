@@ -83,7 +83,7 @@ def data(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
     """Where the tokens came from, as the store's manifest has it."""
     manifest = _manifest(run, record)
     sources = manifest.get("sources", [])
-    columns = ["path", "bytes", "documents", "encoded", "contexts", "dropped"]
+    columns = ["path", "bytes", "documents", "tokens", "contexts", "repeated"]
     return {
         "store": record.get("tokens", ""),
         "totals": {
@@ -93,9 +93,18 @@ def data(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
         }
         | manifest.get("totals", {}),
         "columns": columns,
-        "files": [[source.get(name, "") for name in columns] for source in sources[:MOST_FILES]],
+        "files": [
+            ([source.get(name, "") for name in columns], _dropped(source))
+            for source in sources[:MOST_FILES]
+        ],
         "more_files": max(0, len(sources) - MOST_FILES),
     }
+
+
+def _dropped(source: Mapping[str, Any]) -> str:
+    """What of a file is in no context, and why; nothing where all of it is."""
+    counts = source.get("dropped", {}).items()
+    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts if count)
 
 
 def samples(run: RunFolder) -> dict[str, list[tuple[int, str]]]:
