@@ -1,7 +1,6 @@
 """The inference service of a run as a process of this machine.
 
-    {run_name}/service.json              which process answers, since when, for what model
-    {run_name}/services.jsonl            what served when, see trainer/serving/history.py
+    {run_name}/service.json, services.jsonl   see service_records.py
     .runs/{run_name}/service/            lock, the server's config and its ready file
     {logs}/{run_name}/serve.log          what the servers of the run have printed
 
@@ -11,10 +10,8 @@ which may take as long as its longest answer; nobody waits for it.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,30 +32,12 @@ from infra.server_process import (
     tell,
 )
 from infra.service_client import Address
+from infra.service_records import Service, last_revision, record, record_stop, recorded
 
 RUNS = ".runs"
 READY_SECONDS = 600.0
 LEAVING_SECONDS = 1.0  # for who has just read the old address to have asked there
 PROBE_BYTES = 64 * 1024
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Service:
-    """A server that answers, as service.json holds it."""
-
-    url: str
-    pid: int
-    process_started: str  # opaque: what tells this process from another with its id
-    model: str  # the model's folder on the volume
-    name: str  # the model's name in URLs
-    model_digest: str
-    tokenizer_digest: str
-    dtype: str
-    figures: dict[str, float]  # what the next revision is compared with: its validation loss
-    revision: int  # counts the servers of the run
-    started: str  # UTC, ISO 8601
-    log: str
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # as `start` was given it
 
 
 Check = Callable[[Service], list[str]]  # problems; none: the server may take over
@@ -100,7 +79,7 @@ def start(
     volume = volume.resolve()
     folder = volume / RUNS / run_name / "service"
     with _locked(volume, folder):
-        old, revision = running(volume, run_name), _last_revision(volume, run_name) + 1
+        old, revision = running(volume, run_name), last_revision(volume, run_name) + 1
         log = volume / logs / run_name / "serve.log"
         ready_file = folder / f"ready-{revision}.json"
         step_config = {
@@ -115,12 +94,7 @@ def start(
             ready_file.unlink(missing_ok=True)
             _prepare(config_file, step_config, log)
         with _new_server(config_file, log, python) as (process, begin):
-            try:
-                ready = await_ready(process, ready_file, log, begin, timeout_seconds)
-            except ServiceError:
-                with writing(volume):  # if that is why, it could write so nowhere
-                    _try_to_write(folder / "probe")
-                raise
+            ready = _ready(process, ready_file, log, begin, timeout_seconds, volume)
             service = Service(
                 url=ready["url"],
                 pid=process.pid,
@@ -139,7 +113,7 @@ def start(
             if problems := check(service) if check else []:
                 raise ServiceError("\n".join(problems))
             with writing(volume):
-                _record(volume, run_name, service, event)
+                record(volume, run_name, service, event)
     if old:
         time.sleep(LEAVING_SECONDS)
         tell(old.pid, old.process_started)
@@ -148,7 +122,7 @@ def start(
 
 def running(volume: Path, run_name: str) -> Service | None:
     """The run's service, if its process lives."""
-    service = _recorded(volume, run_name)
+    service = recorded(volume, run_name)
     if service and process_started(service.pid) == service.process_started:
         return service
     return None
@@ -171,30 +145,36 @@ def stop(volume: Path, run_name: str, grace_seconds: float | None = GRACE_SECOND
         tell(service.pid, service.process_started)
     else:
         end(service.pid, service.process_started, grace_seconds)
-    entry = {"event": "stopped", "revision": service.revision, "time": _now()}
     with writing(volume):
-        (volume / run_name / "service.json").unlink(missing_ok=True)
-        _replace(_with_entry(volume, run_name, entry))
+        record_stop(volume, run_name, service, _now())
     return True
 
 
 @contextlib.contextmanager
-def serving_for_a_while(volume: Path, model: str, **config: Any) -> Iterator[Address]:
+def serving_for_a_while(
+    volume: Path, model: str, *, log: Path | None = None, **config: Any
+) -> Iterator[Address]:
     """Serve a model beside the run's service, as long as the block runs.
 
     Args:
+        volume: The volume's root.
+        model: The model's folder there.
+        log: What the server prints is added to this file of the volume; None: it is not kept.
         config: More of the serve step's configuration.
     Raises:
         ServiceError: Its server did not become ready.
+        PlaceError: The same, and the volume can't be written.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-ask-") as place:
-        ready_file, log = Path(place) / "ready.json", Path(place) / "serve.log"
+        ready_file, config_file = Path(place) / "ready.json", Path(place) / "config.json"
         step_config = {"model": model, **config, "volume": str(volume.resolve())}
         step_config["ready_file"] = str(ready_file)
-        config_file = Path(place) / "config.json"
-        _prepare(config_file, step_config, log)
+        written = writing(volume) if log else contextlib.nullcontext()
+        log = log or Path(place) / "serve.log"
+        with written:
+            _prepare(config_file, step_config, log)
         with _new_server(config_file, log, sys.executable) as (process, begin):
-            ready = await_ready(process, ready_file, log, begin, READY_SECONDS)
+            ready = _ready(process, ready_file, log, begin, READY_SECONDS, volume)
             try:
                 yield Address(ready["url"], ready["name"])
             finally:
@@ -204,6 +184,7 @@ def serving_for_a_while(volume: Path, model: str, **config: Any) -> Iterator[Add
 def _prepare(config_file: Path, config: dict[str, Any], log: Path) -> None:
     """Write what the server's process finds as it starts."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    _try_to_write(log.with_name(".probe"))
     log.touch()
     config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
@@ -222,60 +203,21 @@ def _new_server(
         raise
 
 
-# --- records ----------------------------------------------------------------------------
-
-
-def _recorded(volume: Path, run_name: str) -> Service | None:
+def _ready(
+    process: subprocess.Popen[bytes],
+    ready_file: Path,
+    log: Path,
+    begin: int,
+    timeout_seconds: float,
+    volume: Path,
+) -> dict[str, Any]:
     try:
-        text = (volume / run_name / "service.json").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    return Service(**json.loads(text))
-
-
-def _last_revision(volume: Path, run_name: str) -> int:
-    lines = _history(volume, run_name).splitlines()
-    return max((json.loads(line)["revision"] for line in lines), default=0)
-
-
-def _history(volume: Path, run_name: str) -> str:
-    """What served when, without a last line that was cut off by a crash."""
-    try:
-        text = (volume / run_name / "services.jsonl").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    return text[: text.rfind("\n") + 1]
-
-
-def _record(volume: Path, run_name: str, service: Service, event: str) -> None:
-    (volume / run_name).mkdir(parents=True, exist_ok=True)
-    now = dataclasses.asdict(service)
-    entry = {"event": event, **now, "time": service.started}
-    _replace(
-        {
-            **_with_entry(volume, run_name, entry),
-            volume / run_name / "service.json": json.dumps(now, indent=1),
-        }
-    )
-
-
-def _with_entry(volume: Path, run_name: str, entry: dict[str, Any]) -> dict[Path, str]:
-    """The history's file and what it is to hold."""
-    text = _history(volume, run_name) + json.dumps(entry) + "\n"
-    return {volume / run_name / "services.jsonl": text}
-
-
-def _replace(texts: dict[Path, str]) -> None:
-    """Write the files: all of them or, where the volume is full, none."""
-    beside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
-    try:
-        for path, text in texts.items():
-            beside[path].write_text(text, encoding="utf-8")
-        for path in texts:
-            os.replace(beside[path], path)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
+        return await_ready(process, ready_file, log, begin, timeout_seconds)
+    except ServiceError:
+        if log.is_relative_to(volume):  # where it is full, the server could say so nowhere
+            with writing(volume):
+                _try_to_write(log.with_name(".probe"))
+        raise
 
 
 def _try_to_write(probe: Path) -> None:

@@ -75,17 +75,20 @@ def await_ready(
 def end(pid: int, began: str | None, grace_seconds: float) -> None:
     """Ask the process to stop, then kill it; only while it is the one that was meant."""
     for signum, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, GRACE_SECONDS)):
-        tell(pid, began, signum)
+        if not tell(pid, began, signum):
+            return
         deadline = time.monotonic() + seconds
         while process_started(pid) == began and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
 
-def tell(pid: int, began: str | None, signum: int = signal.SIGTERM) -> None:
-    """Send the process a signal, while it is the one that was meant."""
-    if began is not None and process_started(pid) == began:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)
+def tell(pid: int, began: str | None, signum: int = signal.SIGTERM) -> bool:
+    """Send the process a signal; whether it was there, and the one that was meant."""
+    if began is None or process_started(pid) != began:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
+    return True
 
 
 def process_started(pid: int) -> str | None:

@@ -13,7 +13,7 @@ from infra.backend import PlaceError
 from infra.local_folder import writing
 from infra.local_service import Service
 from infra.server_process import ServiceError
-from infra.service_client import NoAnswerError
+from infra.service_client import Endpoint, NoAnswerError
 from trainer.checkpoints import read_manifest
 from trainer.errors import DamagedError, RequestError, StepError
 from trainer.outcome import Outcome
@@ -121,22 +121,21 @@ def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say:
             "engine": parameters["serving"]["engine"],
             "tensorizer_uri": parameters["serving"]["tensorizer_uri"],
         }
-        service = _start(volume, run_name, folder.final, expected, parameters["logs"], config)
-        try:
-            told = _ask(service, prompt_of(folder), say, keep)
-        finally:
-            if not keep:
-                local_service.stop(volume, run_name)
+        if keep:
+            service = _start(volume, run_name, folder.final, expected, parameters["logs"], config)
+            told, url = _ask(service, prompt_of(folder), say, keep), service.url
+        else:
+            told, url = _try(folder, expected, parameters["logs"], config, say), ""
     except (ServiceError, NoAnswerError, GateError) as error:
         raise StepError(f"the deploy step of {run_name!r} failed: {error}") from error
     return Outcome(
         step="deploy",
         status="done",
-        message=f"serves at {service.url}" if keep else "answered; stopped (run_inference=false)",
+        message=f"serves at {url}" if keep else "answered; stopped (run_inference=false)",
         started=started,
         seconds=round(time.monotonic() - clock, 3),
         result={
-            "url": service.url if keep else "",
+            "url": url,
             **told,
             FINAL_MANIFEST: _manifest_digest(folder.final),
         },
@@ -165,7 +164,19 @@ def _start(
     )
 
 
-def _ask(service: Service, prompt: str, say: Say, keep: bool) -> dict[str, str]:
+def _try(
+    folder: RunFolder, expected: Expected, logs: str, config: dict[str, Any], say: Say
+) -> dict[str, str]:
+    """Have a server pass and answer for a moment; what serves the run is left alone."""
+    volume, run_name = folder.root.parent, folder.root.name
+    model, log = f"{run_name}/{folder.final.name}", volume / logs / run_name / "serve.log"
+    with local_service.serving_for_a_while(volume, model, log=log, **config) as address:
+        if problems := check(address.url, address.name, expected):
+            raise ServiceError("\n".join(problems))
+        return _ask(address, prompt_of(folder), say, keep=False)
+
+
+def _ask(service: Endpoint, prompt: str, say: Say, keep: bool) -> dict[str, str]:
     answer = service_client.ask(service, prompt)
     say(f"asked {prompt!r}, it answered {answer!r}")
     if not keep:

@@ -171,6 +171,14 @@ def test_a_model_is_served_and_another_takes_over_without_a_gap(
     assert history(volume) == [("served", 1), ("served", 2)]
 
 
+def address_of(cluster: Cluster) -> Address:
+    """Where the run's service answers, of whatever kind it is."""
+    for found in cluster.do(lambda: cluster.store.list("inferenceservices")):
+        return Address(found["status"]["url"])
+    (host,) = [name for name in cluster.node.hosts if name.startswith("inference-town.")]
+    return reachable(cluster, f"http://{host}")
+
+
 def servers(cluster: Cluster) -> list[dict[str, Any]]:
     return [pod for pod in cluster.pods() if pod["spec"]["containers"][0].get("ports")]
 
@@ -195,9 +203,10 @@ def test_a_server_that_starts_again_serves_its_own_model_whatever_the_run_does(
     before = answer_of(address)
     start_over(volume, "trains")
     assert answer_of_a_new_server(cluster, address) == before
+    train(volume, seed=3)  # has passed no check
+    assert answer_of_a_new_server(cluster, address) == before
 
 
-@pytest.mark.parametrize("cluster", ["kserve"], indirect=True)
 def test_a_model_that_fails_its_check_gets_no_client(
     cluster: Cluster, volume: Path, deploy: Callable[..., Outcome]
 ) -> None:
@@ -205,8 +214,7 @@ def test_a_model_that_fails_its_check_gets_no_client(
     wrong = json.loads(golden.read_text())
     wrong["prompts"][0]["next_log_prob"] -= 1
     golden.write_text(json.dumps(wrong))
-    (found,) = cluster.do(lambda: cluster.store.list("inferenceservices"))
-    address = Address(found["status"]["url"])
+    address = address_of(cluster)
     before = answer_of(address)
     with Asker(address) as asker:
         with pytest.raises(StepError, match=r"(?s)expected log-probability.*Revision 2 serves on"):
@@ -216,24 +224,24 @@ def test_a_model_that_fails_its_check_gets_no_client(
     assert asker.errors == []
     assert set(asker.answers) == {before}
     assert history(volume) == [("served", 1), ("served", 2)]
+    assert answer_of_a_new_server(cluster, address) == before
 
 
-@pytest.mark.parametrize("cluster", ["kserve"], indirect=True)
 def test_the_model_before_is_rolled_back_to_and_the_service_stops(
     cluster: Cluster, volume: Path
 ) -> None:
-    (found,) = cluster.do(lambda: cluster.store.list("inferenceservices"))
-    address = Address(found["status"]["url"])
+    address = address_of(cluster)
     before = answer_of(address)
     with Asker(address) as asker:
         done = CliRunner().invoke(cli, ["rollback", "town", "--backend", "kubernetes"])
     assert done.exit_code == 0, done.output
     first = json.loads((volume / "town/services.jsonl").read_text().splitlines()[0])
-    said = f"town: {first['model']} serves at {address.url}"
-    assert done.output.splitlines()[-1] == said
+    said = f"town: {first['model']} serves at http://"
+    assert done.output.splitlines()[-1].startswith(said)
     assert asker.errors == []
     assert answer_of(address) != before
     assert history(volume) == [("served", 1), ("served", 2), ("rolled back", 3)]
     assert stop_on_cluster(PVC, "town") == ["service"]
-    assert cluster.do(lambda: cluster.store.list("inferenceservices")) == []
+    for kind in ("inferenceservices", "deployments", "services"):
+        assert cluster.do(lambda kind=kind: cluster.store.list(kind)) == []
     assert stop_on_cluster(PVC, "town") == []

@@ -70,6 +70,13 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
     trained.save(run / "final", seed=1)
     (run / "run.json").write_text(json.dumps({"request": {}, "created": "now"}))
     evaluated(run, loss=3.2)
+    # A model that only shows that it can be served takes nothing over.
+    served = (run / "services.jsonl").read_text()
+    shows = deploy(home, inference_only=False)
+    assert shows.result["answer"] and not shows.result["url"]
+    serving = local_service.running(home / PVC, "town")
+    assert serving is not None and serving.url == url
+    assert (run / "services.jsonl").read_text() == served
     tight, loose = {"max_regression": 0.1}, {"max_regression": 0.5}
     with pytest.raises(StepError, match=r"plus max_regression 0.1, got 3\.2"):
         deploy(home, serving=tight)

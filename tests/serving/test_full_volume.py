@@ -70,10 +70,11 @@ def start(disk: Path, **options: object) -> Service:
 
 def test_a_deployment_that_finds_it_full_is_refused_before_a_server_starts(disk: Path) -> None:
     fill(disk)
-    values = Parameters(run_name="town", inference_only=True, pvc="disk").model_dump()
-    with pytest.raises(RequestError, match=FULL):
-        deploy_here(values, disk, print)
-    assert not (disk / "logs/town/serve.log").read_bytes()
+    for stays in (True, False):
+        values = Parameters(run_name="town", inference_only=stays, pvc="disk").model_dump()
+        with pytest.raises(RequestError, match=FULL):
+            deploy_here(values, disk, print)
+    assert not list((disk / "logs/town").iterdir())
 
 
 def test_a_server_that_can_say_nothing_on_it_is_told_of(disk: Path) -> None:

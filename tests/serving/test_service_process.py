@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from infra import local_service, service_client
+from infra import local_service, server_process, service_client
 from infra.local_service import Service
 from infra.server_process import ServiceError
 
@@ -90,9 +90,22 @@ def test_record_of_another_process_with_the_same_id_is_not_ours(
     assert local_service.running(volume, "tales") == service
 
 
-def test_model_that_cannot_be_served_is_told_with_the_servers_reason(volume: Path) -> None:
+def test_model_that_cannot_be_served_is_told_at_once_with_the_servers_reason(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[float] = []
+    wait = server_process.await_ready
+
+    def noting_the_end(*args: Any) -> dict[str, Any]:
+        try:
+            return wait(*args)
+        finally:
+            ended.append(time.monotonic())
+
+    monkeypatch.setattr(local_service, "await_ready", noting_the_end)
     with pytest.raises(ServiceError, match="model is not a folder on the volume") as caught:
         local_service.start(volume, "ghost", "ghost/final", timeout_seconds=240)
+    assert time.monotonic() - ended[0] < server_process.GRACE_SECONDS, "waits for who has ended"
     assert caught.value.exit_code == 78
     assert not (volume / "ghost" / "service.json").exists()
 
