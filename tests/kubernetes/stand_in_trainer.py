@@ -4,6 +4,7 @@ lines       printed at once
 until       a file on the volume that lets it end; without it, it ends at once
 exit_codes  one for each start, the last one for all more; each start is one line
             of the file `starts` on the volume
+stops_when  a file on the volume that lets it end when it was told to stop
 tick        print a numbered line every so many seconds while it waits
 """
 
@@ -35,8 +36,8 @@ def main() -> int:
             print(f"tick {ticks} of start {number}", flush=True)
             ticks += 1
         time.sleep(config.get("tick", 0.01))
-    if stopped:
-        time.sleep(config.get("stop_seconds", 0))
+    while stopped and "stops_when" in config and not (volume / config["stops_when"]).exists():
+        time.sleep(0.01)
     codes = config.get("exit_codes", [0])
     code = 143 if stopped else codes[min(number, len(codes)) - 1]
     status = {0: "done", 143: "interrupted", 78: "refused"}.get(code, "failed")

@@ -140,14 +140,18 @@ def test_a_quota_that_somebody_else_changes_meanwhile_refuses_nothing(
 def test_a_job_that_is_being_deleted_is_waited_for(
     backend: KubernetesBackend, cluster: Cluster, volume: Path, tmp_path: Path
 ) -> None:
-    step = spec(until="go", stop_seconds=1.0)
+    step = spec(until="go", stops_when="go")
     backend.submit(step)
     cluster.running_pod()
     cluster.wait_for(lambda: starts(volume))
     backend.kill(step)
-    (volume / "go").touch()
     said: list[str] = []
-    submitted = backend_with(tmp_path).submit(step, on_line=said.append)
+
+    def let_it_end(line: str) -> None:
+        said.append(line)
+        (volume / "go").touch()
+
+    submitted = backend_with(tmp_path).submit(step, on_line=let_it_end)
     assert submitted == "Job run-finetune-01234567"
     assert said == ["Job run-finetune-01234567 is being deleted: waiting until its pods have ended"]
     cluster.wait_for(lambda: starts(volume) == 2)
