@@ -25,6 +25,7 @@ from infra.kubernetes_backend.refusals import RefusedError, in_words, refusal_of
 Object = dict[str, Any]
 Tell = Callable[[str], None]
 PATIENCE_SECONDS = 20 * 60.0
+UNNOTICED_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # The one before may have a request under way; a log that is cut is opened anew. Each takes
@@ -91,7 +92,9 @@ class Contact:
             PlaceError: Refused, in plain words.
             ContactError: No answer for longer than the patience.
         """
-        began, pause, told = self._clock(), FIRST_PAUSE_SECONDS, False
+        # Since the first that failed: one that took long and failed once is no lost contact.
+        failing_since: float | None = None
+        pause, told = FIRST_PAUSE_SECONDS, False
         while True:
             try:
                 answer = await self._once(request)
@@ -109,13 +112,15 @@ class Contact:
                 if told:
                     self._tell("the cluster answers again")
                 return answer
-            if self._clock() - began > self._patience_seconds:
+            failing_since = self._clock() if failing_since is None else failing_since
+            failing = self._clock() - failing_since
+            if failing > self._patience_seconds:
                 raise ContactError(
                     f"the cluster did not answer for {self._patience_seconds:.0f} seconds "
                     f"(asked to {action}: {_shown(problem)}). The step goes on without us; "
                     "run the same again to follow it."
                 ) from problem
-            if not told and self._clock() - began > 1.0:
+            if not told and failing > UNNOTICED_SECONDS:
                 told = True
                 self._tell(f"the cluster does not answer ({_shown(problem)}); trying on")
             await self._pause(pause)

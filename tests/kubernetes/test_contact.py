@@ -15,6 +15,7 @@ from infra.kubernetes_backend.jobs import KubernetesBackend
 from infra.manifests_settings import ClusterSettings
 from tests.kubernetes.conftest import LOOK_SECONDS, backend_with, follow, spec, starts
 from tests.kubernetes_double.cluster import Cluster
+from tests.kubernetes_double.faults import Request
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,23 @@ def test_a_cluster_may_be_away_for_a_quarter_of_an_hour(cluster: Cluster, minute
             asyncio.run(ask())
         assert len(said) == 1
     assert said[0].startswith("the cluster does not answer (") and said[0].endswith("trying on")
+
+
+def test_a_request_that_takes_long_and_fails_once_is_not_told(cluster: Cluster) -> None:
+    now, said = 0.0, []
+
+    def take_long(asked: Request, number: int) -> None:
+        nonlocal now
+        now += 20.0
+
+    async def ask() -> list[Any]:
+        async with Connection(tell=said.append, clock=lambda: now) as connection:
+            return await connection.list_jobs("")
+
+    cluster.faults.before_request = take_long
+    cluster.faults.refuse(503, "Passing")
+    assert asyncio.run(ask()) == []
+    assert (len(cluster.faults.seen), said) == (2, [])
 
 
 def test_credentials_that_were_never_good_are_refused_at_once(

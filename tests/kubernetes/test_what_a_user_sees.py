@@ -13,6 +13,7 @@ from infra.kubernetes_backend.jobs import KubernetesBackend
 from tasks.following import follow_step
 from tests.kubernetes.conftest import backend_with, spec, starts
 from tests.kubernetes_double.cluster import Cluster
+from tests.kubernetes_double.faults import Request
 from trainer.errors import RequestError, StepError
 
 Act = Callable[[Cluster], None]
@@ -52,7 +53,20 @@ def leave(cluster: Cluster) -> None:
 
 def fail(cluster: Cluster) -> None:
     for code in (500, 502, 503, 504, 429):
-        cluster.faults.refuse(code, "Passing")
+        fail_once(cluster, code)
+
+
+def fail_once(cluster: Cluster, code: int) -> None:
+    """Refuse a request, and wait until the next of its kind was answered."""
+    refusal = cluster.faults.refuse(code, "Passing", verb="get", resource="jobs")
+    answered = []
+
+    def note(asked: Request, _: int) -> None:
+        if refusal.times == 0 and asked.resource == "jobs":
+            answered.append(asked)
+
+    cluster.faults.after_request = note
+    cluster.wait_for(lambda: answered)
 
 
 def cut(cluster: Cluster) -> None:

@@ -44,13 +44,13 @@ class Request:
 
 
 @dataclass
-class _Refusal:
+class Refusal:
     code: int
     reason: str
     message: str
     verb: str
     resource: str
-    times: int
+    times: int  # that are left
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Faults:
     seen: list[Request] = field(default_factory=list)
     before_request: Callable[[Request, int], None] = lambda request, number: None
     after_request: Callable[[Request, int], None] = lambda request, number: None
-    _refusals: list[_Refusal] = field(default_factory=list)
+    _refusals: list[Refusal] = field(default_factory=list)
     _streams: set["asyncio.Task[None]"] = field(default_factory=set)
     _left: dict[int, int] = field(default_factory=dict)
 
@@ -81,9 +81,11 @@ class Faults:
         verb: str = "",
         resource: str = "",
         times: int = 1,
-    ) -> None:
+    ) -> Refusal:
         """Answer the next `times` requests, of that verb and resource, with an error."""
-        self._refusals.append(_Refusal(code, reason, message or reason, verb, resource, times))
+        refusal = Refusal(code, reason, message or reason, verb, resource, times)
+        self._refusals.append(refusal)
+        return refusal
 
     async def before(self, asked: Request, request: web.Request) -> None:
         """Raise RefusedError where the request is not to be answered as usual."""
