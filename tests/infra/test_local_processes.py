@@ -51,7 +51,7 @@ def starts(home: Path) -> list[str]:
 
 
 def wait_for_start(home: Path, count: int = 1) -> int:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while len(starts(home)) < count:
         assert time.monotonic() < deadline, "the step did not start"
         time.sleep(0.01)
@@ -178,7 +178,6 @@ def test_cancel_kills_what_does_not_stop_within_the_grace(
     step = spec(until="never", ignores_sigterm=True)
     backend.submit(step)
     wait_for_start(home)
-    time.sleep(0.2)
     backend.cancel(step, grace_seconds=0.3)
     assert follow(backend, step)[0].exit_code == -signal.SIGKILL
 
@@ -219,9 +218,15 @@ def test_a_second_orchestrator_of_a_run_is_refused_until_the_first_is_gone(home:
 
 
 ORCHESTRATOR = """
-import sys, time
+import fcntl, sys, time
 from pathlib import Path
 from infra.local_processes import LocalBackend
+flock = fcntl.flock
+def telling(descriptor, how):
+    if how == fcntl.LOCK_EX:
+        print("waits", flush=True)
+    return flock(descriptor, how)
+fcntl.flock = telling
 with LocalBackend(Path(sys.argv[1])).claim(sys.argv[2], "run", attempt="flow-run-1"):
     print("held", flush=True)
     time.sleep(60)
@@ -234,9 +239,8 @@ def test_the_same_flow_run_started_twice_has_one_orchestrator_after_the_other(ho
     try:
         assert started[0].stdout and started[0].stdout.readline() == "held\n"
         started += [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "12"]
-        for waiting in started[1:]:
-            with pytest.raises(subprocess.TimeoutExpired):
-                waiting.wait(1)  # refused, it would have ended
+        for waiting in started[1:]:  # refused, it would have ended
+            assert waiting.stdout and waiting.stdout.readline() == "waits\n"
         # Prefect ends the one it knows of: it takes the one that is at work with it.
         started[2].send_signal(signal.SIGINT)
         assert started[2].wait() != 0
