@@ -23,9 +23,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda signum, frame: stopped.append(signum))
     volume = Path(config["volume"])
     starts = volume / config.get("starts", "starts")
-    with open(starts, "a") as file:
-        file.write(f"{os.getpid()}\n")
-    number = len(starts.read_text().split())
+    with open(starts, "ab", buffering=0) as file:
+        file.write(f"{os.getpid()}\n".encode())
+        written = file.tell()  # its own line is the last of these, whoever starts beside it
+    number = starts.read_bytes()[:written].count(b"\n")
     for line in config.get("lines", []):
         print(line, flush=True)
     if "long_line" in config:

@@ -11,7 +11,7 @@ import pytest
 from flows.terminal import PlainWatcher
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from tasks.following import follow_step
-from tests.kubernetes.conftest import backend_with, spec, starts
+from tests.kubernetes.conftest import backend_with, spec
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.faults import Request
 from trainer.errors import RequestError, StepError
@@ -133,7 +133,9 @@ def test_a_step_that_fails_says_what_which_why_where_and_what_to_do(
     backend = backend_with(tmp_path, backoff_limit=0)
 
     def kill() -> None:
-        cluster.wait_for(lambda: starts(volume))
+        uid = cluster.running_pod()["metadata"]["uid"]
+        log = cluster.folder / "pods" / uid / "log"
+        cluster.wait_for(lambda: b"loading weights" in log.read_bytes())
         run_out_of_memory(cluster)
 
     thread = threading.Thread(target=kill)
