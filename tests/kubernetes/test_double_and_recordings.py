@@ -57,10 +57,10 @@ def quick(name: str) -> dict[str, Any]:
     if name == "ranks":
         command[-1] = "echo rank $JOB_COMPLETION_INDEX; while [ ! -e $0 ]; do sleep 0.01; done"
     if name == "deadline":
-        manifest["spec"]["activeDeadlineSeconds"] = 1
+        manifest["spec"]["activeDeadlineSeconds"] = 1000  # the test has it pass
         manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 2
         # The first process of a real container gets no SIGTERM that it does not handle.
-        command[-1] = "trap '' TERM; sleep 100"
+        command[-1] = "trap '' TERM; echo run; sleep 100"
     if name == "oom":  # no memory limit is enforced here: the test kills it
         command[-1] = "while true; do sleep 0.1; done"
     if name == "evicted":
@@ -158,19 +158,22 @@ def play(cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch) -> list[C
     create(cluster, manifest)
     if name == "ranks":
         cluster.wait_for(lambda: [p["status"]["phase"] for p in cluster.pods()] == ["Running"] * 2)
-        time.sleep(3 * job_controller.BATCH_SECONDS)  # both are to end in one look of it
-        monkeypatch.setattr(job_controller, "BATCH_SECONDS", 1.0)  # as in reality
-        signal_file.touch()
-    if name in ("evicted", "oom", "cancelled"):
+        end_together(cluster, signal_file, monkeypatch)
+    if name in ("evicted", "oom", "cancelled", "deadline"):
         pod = cluster.running_pod()
-        cluster.wait_for((cluster.folder / "pods" / pod["metadata"]["uid"] / "log").exists)
+        log = cluster.folder / "pods" / pod["metadata"]["uid"] / "log"
+        cluster.wait_for(log.exists)
     if name == "evicted":
         cluster.wait_for(signal_file.exists)
         cluster.do(lambda: cluster.kubelet.evict(pod))
     if name == "oom":
         cluster.do(lambda: cluster.kubelet.kill_for_memory(pod))
+    if name == "deadline":
+        cluster.wait_for(lambda: b"run" in log.read_bytes())
+        [job] = cluster.jobs()
+        of_job = (NAMESPACE, name, job["metadata"]["uid"])
+        cluster.do(lambda: cluster.controller._exceed(*of_job))
     if name == "cancelled":
-        log = cluster.folder / "pods" / pod["metadata"]["uid"] / "log"
         cluster.wait_for(lambda: b"run" in log.read_bytes())
         options = {"propagationPolicy": "Background"}
         ask(cluster, "delete_namespaced_job", name=name, body=options)
@@ -182,6 +185,17 @@ def play(cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch) -> list[C
     else:
         cluster.wait_for(lambda: finished(cluster))
     return [(what, obj) for _, what, _, obj in cluster.history()]
+
+
+def end_together(cluster: Cluster, signal_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have both Pods end in one look of the controller, which has seen them run."""
+    time.sleep(3 * job_controller.BATCH_SECONDS)
+    cluster.wait_for(lambda: [job["status"].get("ready") for job in cluster.jobs()] == [2])
+    with monkeypatch.context() as patch:
+        patch.setattr(job_controller, "BATCH_SECONDS", 3600.0)
+        signal_file.touch()
+        cluster.wait_for(lambda: {p["status"]["phase"] for p in cluster.pods()} == {"Succeeded"})
+    cluster.do(lambda: cluster.controller._soon(NAMESPACE, "ranks"))
 
 
 @pytest.mark.parametrize("name", sorted(MANIFESTS))
