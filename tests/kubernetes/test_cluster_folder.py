@@ -73,9 +73,10 @@ def test_the_orchestrators_role_is_what_the_backend_asks_for_and_nothing_else(
 
     cluster.faults.allowed = allowed
     cluster.node.gpus = 0
-    backend = backend_with(tmp_path, pending_timeout_seconds=0.5)
-    follow(backend, spec())  # says why it waits, and gives up
+    impatient = backend_with(tmp_path, pending_timeout_seconds=0.5)
+    follow(impatient, spec())  # says why it waits, and gives up
     cluster.node.gpus = 8
+    backend = backend_with(tmp_path)
     nodes = dataclasses.replace(spec(), resources=Resources(nodes=2))
     follow(backend, nodes)
     backend.submit(nodes)  # adopts

@@ -34,13 +34,14 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 class Lines:
-    """A watcher that keeps what is said, and has something happen at a step of training."""
+    """A watcher that keeps what is said, and has things happen, in turn, at steps of training."""
 
     def __init__(self, at_step: dict[int, Any]) -> None:
         self.lines: list[str] = []
         self.where: list[str] = []
         self.trained: list[int] = []
         self._at_step = at_step
+        self._happening = threading.Thread()
 
     def started(self, step: str, where: str) -> None:
         self.where.append(where)
@@ -53,8 +54,10 @@ class Lines:
             self.lines.append(event.fields["message"])
         if event.kind == "progress" and event.fields.get("unit") == "steps":
             self.trained.append(event.fields["done"])
-            for at in [at for at in self._at_step if event.fields["done"] >= at]:
-                threading.Thread(target=self._at_step.pop(at)).start()
+            due = [at for at in sorted(self._at_step) if event.fields["done"] >= at]
+            if due and not self._happening.is_alive():
+                self._happening = threading.Thread(target=self._at_step.pop(due[0]))
+                self._happening.start()
 
     def ended(self, step: str, outcome: Outcome) -> None:
         self.lines.append(f"{step} ended: {outcome.status}")
@@ -103,6 +106,8 @@ def test_evicted_twice_and_the_api_away_the_final_model_is_the_same_bit_for_bit(
         def evict() -> None:
             pod = cluster.running_pod()
             cluster.do(lambda: cluster.kubelet.evict(pod))
+            uid = pod["metadata"]["uid"]
+            cluster.wait_for(lambda: cluster.running_pod()["metadata"]["uid"] != uid)
 
         def away() -> None:
             cluster.faults.down = True
@@ -135,10 +140,10 @@ def test_waiting_for_a_machine_and_for_its_image_are_told_apart(
         cluster.node.pull_seconds = WAIT_SECONDS
         right = dict(cluster.node.labels)
         cluster.node.labels.clear()  # no node suits
-        threading.Timer(WAIT_SECONDS, lambda: cluster.node.labels.update(right)).start()
         backend = KubernetesBackend(ClusterSettings(), look_seconds=0.3, volumes=tmp_path)
         config = configs.fetch_config(REQUEST.model_dump(), REQUEST.request)
         spec = spec_of("fetch", {**config, "asked": time.time()})
+        threading.Timer(WAIT_SECONDS, lambda: cluster.node.labels.update(right)).start()
         backend.submit(spec)
         # There is no text on this volume: how a step ends makes no difference.
         assert backend.wait(spec, print).exit_code == EXIT_REFUSED

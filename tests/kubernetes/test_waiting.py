@@ -6,10 +6,12 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from infra.kubernetes_backend import watching
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from infra.manifests import RAN_ANNOTATION
 from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec, starts
@@ -103,11 +105,22 @@ def test_who_waits_too_long_gives_up_if_asked_to(cluster: Cluster, tmp_path: Pat
     cluster.wait_for(lambda: not cluster.jobs())
 
 
+def patches(cluster: Cluster) -> int:
+    return [(r.verb, r.resource) for r in cluster.faults.seen].count(("patch", "jobs"))
+
+
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_step_that_was_evicted_is_not_given_up_while_it_waits_for_its_place(
-    cluster: Cluster, volume: Path, tmp_path: Path, adopted: bool
+    cluster: Cluster,
+    volume: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    adopted: bool,
 ) -> None:
-    backend = backend_with(tmp_path, pending_timeout_seconds=0.3)
+    passed: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed))
+    monkeypatch.setattr(watching, "time", clock)
+    backend = backend_with(tmp_path, pending_timeout_seconds=1000)
     step = spec(until="go", attempt="flow-run-1")
     thread, lines, ends = follow_beside(backend, step)
     cluster.wait_for(lambda: starts(volume))
@@ -118,11 +131,13 @@ def test_a_step_that_was_evicted_is_not_given_up_while_it_waits_for_its_place(
     told(cluster, lines, "waiting: Unschedulable")
     threads = [thread]
     if adopted:  # by an orchestrator that did not see the first pod
-        later = backend_with(tmp_path, pending_timeout_seconds=0.3)
+        later = backend_with(tmp_path, pending_timeout_seconds=1000)
         thread, lines, _ = follow_beside(later, step, ends)
         threads.append(thread)
         told(cluster, lines, "waiting: Unschedulable")
-    time.sleep(0.5)  # longer than the timeout
+    notes = patches(cluster)
+    passed.append(2000)  # longer than the timeout: each says now that it is alive
+    cluster.wait_for(lambda: patches(cluster) == notes + len(threads))
     (volume / "go").touch()
     cluster.node.gpus = 8
     for thread in threads:
