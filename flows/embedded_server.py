@@ -8,6 +8,7 @@ closes, however we ended.
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ from trainer.errors import RequestError, StepError
 LOOPBACK = ("127.0.0.1", "localhost")
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
+# Linux gives those from 32768 on, macOS from 49152, to whoever asks for any: until a server has
+# loaded and listens on one of those, another process may have it.
+PORTS = range(20_000, 32_000)
 BUSY_SECONDS = 30.0  # a server whose SQLite waits for a slow disk was silent for as long
 
 
@@ -35,9 +39,7 @@ def embedded_server() -> Iterator[str]:
         StepError: It did not start.
     """
     keep_proxies_off_loopback()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryFile() as log:
         guard = subprocess.Popen(
             [sys.executable, "-m", "flows.embedded_server", str(port)],
@@ -60,6 +62,16 @@ def embedded_server() -> Iterator[str]:
             assert guard.stdin is not None
             guard.stdin.close()
             guard.wait()
+
+
+def free_port() -> int:
+    """A port of loopback on which nobody listens, for a process that takes a while to start."""
+    draw = random.SystemRandom()  # not the sequence of whoever has seeded the other one
+    while True:
+        port = draw.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as tried:
+            tried.bind(("127.0.0.1", port))
+            return port
 
 
 def keep_proxies_off_loopback() -> None:

@@ -3,16 +3,15 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.embedded_server import answers
+from flows.embedded_server import answers, free_port
 
-READY_SECONDS = 120
+READY_SECONDS = 500
 PREFECT = [sys.executable, "-m", "prefect"]
 
 
@@ -37,9 +36,7 @@ def prefect_environment(folder: Path, api_url: str | None = None) -> dict[str, s
 @contextlib.contextmanager
 def prefect_server(folder: Path) -> Iterator[str]:
     """The API's URL of a server that keeps its database in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     # Else its pages ask the port that is usual.

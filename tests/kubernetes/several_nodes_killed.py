@@ -10,12 +10,12 @@ two cores.
 import dataclasses
 import os
 import signal
-import socket
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from flows.embedded_server import free_port
 from infra.backend import Resources
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from tests.kubernetes.conftest import CLAIM, LOOK_SECONDS, spec
@@ -32,7 +32,7 @@ def main(folder: Path) -> int:
     with Cluster(folder / "cluster", {CLAIM: volume}) as cluster:
         cluster.node.environment = {
             "MASTER_ADDR": "127.0.0.1",  # here no name server answers for the Service
-            "MASTER_PORT": _free_port(),
+            "MASTER_PORT": str(free_port()),
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
@@ -68,12 +68,6 @@ def _kill_second(cluster: Cluster) -> str:
     metadata: dict[str, Any] = pods[0]["metadata"]
     os.kill(cluster.kubelet.containers[metadata["uid"]].pid, signal.SIGKILL)
     return metadata["name"]
-
-
-def _free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 if __name__ == "__main__":

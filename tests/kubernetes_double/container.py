@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from flows.embedded_server import free_port
 from tests.kubernetes_double.store import Object
 
 TERMINATION_VARIABLE = "FINETUNE_TERMINATION_PATH"
@@ -67,7 +67,7 @@ class Container:
         spec = self._pod["spec"]["containers"][0]
         mounts = self._mounts(spec)
         if spec.get("ports"):
-            self.port = _free_port()
+            self.port = free_port()
         command = [*spec.get("command", []), *spec.get("args", [])]
         command = [self._rewritten(part, mounts) for part in command]
         if command[:3] == ["python", "-m", "trainer"]:
@@ -176,12 +176,6 @@ class Container:
 
     def _rewritten(self, text: str, mounts: Mapping[str, Path]) -> str:
         return _rewritten(text, {**mounts, **self._hosts})
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _rewritten(text: str, mounts: Mapping[str, Path | str]) -> str:
