@@ -27,6 +27,7 @@ BEAT_SECONDS = 1.0
 LOST_SECONDS = 60.0  # without a beat; a node whose power fails closes no connection
 POLL_SECONDS = 0.1
 FAREWELL_SECONDS = 30.0  # that the first node stays, for the others to see that all is done
+LAST_WORDS_SECONDS = 3.0  # that it stays, for them to learn why it ended
 TELL_SECONDS = 300.0
 # Of a store whose host is gone or silent: torch's DistError is one; torch itself loads later.
 STORE_ERROR = RuntimeError
@@ -121,7 +122,7 @@ class Group:
         """Tell the others how this node ended; the first one stays until they know it is done."""
         with contextlib.suppress(LostNodeError):
             self._set(f"ended/{self.rank}", how)
-        stay = (FAREWELL_SECONDS if how == DONE else 3 * BEAT_SECONDS) if self.first else 0.0
+        stay = (FAREWELL_SECONDS if how == DONE else LAST_WORDS_SECONDS) if self.first else 0.0
         deadline = time.monotonic() + stay
         while time.monotonic() < deadline and not self._lost:
             if len(self._ended) == self.nodes - 1:
