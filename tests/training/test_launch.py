@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.training import forking
 from tests.training.forking import Strike, log_of, run_step, start_step, wait_for
 from tests.training.volume import make_config, make_volume, read_lines
 from trainer.checkpoints import read_manifest, verify
@@ -46,7 +47,7 @@ def test_the_real_command_trains_in_two_processes_and_stops_on_sigterm(tmp_path:
         while step.poll() is None and '"done": 3,' not in log.read_text():
             time.sleep(0.05)
         step.send_signal(signal.SIGTERM)
-        assert step.wait(60) == 143, log.read_text()[-3000:]
+        assert step.wait(240) == 143, log.read_text()[-3000:]
     finally:
         step.kill()
         step.wait()
@@ -59,7 +60,14 @@ def test_the_real_command_trains_in_two_processes_and_stops_on_sigterm(tmp_path:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, processes: int) -> None:
+def test_a_second_ctrl_c_leaves_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    def pass_on(process: forking._Forked, signum: int) -> None:
+        os.kill(process.pid, signum)
+        os.write(1, b"passed on\n")
+
+    monkeypatch.setattr(forking._Forked, "send_signal", pass_on)
     config = make_config(make_volume(tmp_path), epochs=2000, save_steps=0, processes=processes)
     pid = start_step("finetune", config)
     while '"done": 3,' not in log_of(config):
@@ -71,7 +79,8 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, processes: int) -> None:
     if processes == 1:
         os.kill(pid, signal.SIGCONT)
     else:
-        time.sleep(0.3)  # who launched them is not suspended, and takes the first one
+        while log_of(config).count("passed on") < processes:
+            time.sleep(0.01)  # who launched them is not suspended, and takes the first one
     os.kill(pid, signal.SIGINT)
     assert wait_for(pid) == 143
     if processes > 1:  # to one process both may have come as one
@@ -90,7 +99,7 @@ def test_sigterm_while_its_processes_only_start_is_an_interruption(tmp_path: Pat
             time.sleep(0.005)
         time.sleep(0.05)  # both are Python by now, and have no handler of their own yet
         step.send_signal(signal.SIGTERM)
-        assert step.wait(60) == 143, log.read_text()
+        assert step.wait(240) == 143, log.read_text()
     finally:
         step.kill()
         step.wait()

@@ -165,10 +165,17 @@ def test_two_processes_resume_exactly(tmp_path: Path, architecture: str, stage: 
 
 
 def test_a_process_whose_launcher_died_while_it_was_loading_trains_nothing(tmp_path: Path) -> None:
-    # The shell stands for a launcher: it is gone before the process has asked to die with it.
-    start = '(sleep 0.2; exec "$0" -m trainer.training.launch "$1" 0 1 $$) &'
+    # The launcher is gone before the process has asked to die with it.
+    start = (
+        "import os, sys, time\n"
+        "launcher = os.getpid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "while os.getppid() == launcher: time.sleep(0.01)\n"
+        "words = ['-m', 'trainer.training.launch', sys.argv[1], '0', '1', str(launcher)]\n"
+        "os.execv(sys.executable, [sys.executable, *words])\n"
+    )
     ran = subprocess.run(
-        ["sh", "-c", start, sys.executable, str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", start, str(tmp_path)], capture_output=True, text=True
     )  # returns when nobody holds its output any more
     assert (ran.stdout, ran.stderr) == ("", "")  # without a word of the job that is not there
     assert list(tmp_path.iterdir()) == []

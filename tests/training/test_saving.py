@@ -2,9 +2,9 @@
 
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,7 +91,10 @@ def a_saver(disk: Path) -> Saver:
 def test_what_waits_for_room_is_written_whole_once_there_is_some(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.05)
+    # Room comes while it waits.
+    monkeypatch.setattr(
+        retrying, "time", SimpleNamespace(sleep=lambda _: ballast.unlink(missing_ok=True))
+    )
     (small_disk / "run").mkdir()
     records, line = Records(small_disk / "run"), {"step": 1, "loss": 0.5, "text": "w" * 6000}
     curves = TensorBoard(small_disk / "curves", small_disk / "none", 0)
@@ -103,7 +106,6 @@ def test_what_waits_for_room_is_written_whole_once_there_is_some(
     ]
     for write, said in writes:
         ballast = fill(small_disk, 4096)  # one page: less than any of them takes
-        threading.Timer(0.12, ballast.unlink).start()
         write()
         assert said in capfd.readouterr().out
     assert read_lines(small_disk / "run" / "metrics.jsonl") == [line]
