@@ -96,6 +96,8 @@ class Step:
         environment |= {
             "FINETUNE_TERMINATION_PATH": f"{path}.outcome",
             "HF_HOME": str(self.folder / "hf"),
+            # Else a stream that the hub holds is given up after 10 seconds, and asked for again.
+            "HF_HUB_DOWNLOAD_TIMEOUT": "600",
             **self.environment,
         }
         process = subprocess.Popen(
@@ -109,7 +111,7 @@ class Step:
         return process
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=280)
         outcome = Path(str(process.args))
         read = json.loads(outcome.read_text()) if outcome.exists() else {}
         return Ended(process.returncode, output, errors, read)

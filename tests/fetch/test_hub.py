@@ -184,7 +184,7 @@ def test_token_goes_to_the_hub_alone(step: Step, hub: HubDouble) -> None:
 def test_two_at_once_download_once(step: Step, hub: HubDouble) -> None:
     hub.stalls = {SINGLE: 10_000}
     first = step.start(model="org/tiny", run_name="one")
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(240)
     second = step.start(model="org/tiny", run_name="two")
     assert second.stdout is not None
     assert "waiting for another run that downloads org/tiny" in second.stdout.readline()

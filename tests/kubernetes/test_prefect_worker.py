@@ -55,7 +55,7 @@ class Site:
             json.dumps({kind: {"name": {"any_": [name]}}}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             [found] = json.load(response)
         return found
 
@@ -107,7 +107,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield made
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_run_of_the_deployment_survives_its_orchestrator_and_ends_when_it_is_cancelled(
     site: Site,
 ) -> None:

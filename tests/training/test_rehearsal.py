@@ -125,5 +125,5 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing_behind(home: Path) -> None:
     while "trains run again" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=120) == 75
+    assert process.wait(timeout=240) == 75
     assert not left_behind(home / "finetune-data")
