@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,8 +64,14 @@ def api(api_url: str, path: str, **body: Any) -> Any:
     request = urllib.request.Request(
         f"{api_url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return json.load(response)
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=280) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # as Prefect's own client asks again while the database is busy
+                raise
+        time.sleep(0.5)
 
 
 def latest_run(api_url: str, name: str) -> dict[str, Any]:

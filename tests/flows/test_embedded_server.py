@@ -45,7 +45,7 @@ def test_it_answers_after_a_terminals_ctrl_c_and_ends_with_a_killed_run(tmp_path
         assert holder.stdout.readline() == "200\n"
         holder.kill()
         holder.wait()
-        _, left = psutil.wait_procs(started, timeout=30)
+        _, left = psutil.wait_procs(started, timeout=240)
         assert not left
     finally:
         holder.kill()

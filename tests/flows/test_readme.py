@@ -74,7 +74,7 @@ def run(home: Path, environment: dict[str, str], line: str) -> str:
     return err + out
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_your_own_text_is_trained_on_served_asked_and_made_again(
     demo_home: Path, environment: dict[str, str]
 ) -> None:

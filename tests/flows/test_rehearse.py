@@ -264,7 +264,7 @@ def test_without_the_volume_what_can_be_seen_from_here_is_looked_at(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_readmes_rehearsal_with_a_cluster_runs_every_step_in_small_and_leaves_nothing(
     cluster: Cluster,
     hub: HubDouble,
