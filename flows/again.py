@@ -15,8 +15,8 @@ from flows.parameters import Parameters
 from trainer.checkpoints import read_manifest, steps_there, verify
 from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.links import link_or_copy
+from trainer.durable import write_atomically
 from trainer.errors import DamagedError, RequestError
-from trainer.outcome import write_atomically
 from trainer.parsing import load_parameters
 from trainer.run_folder import RunFolder
 

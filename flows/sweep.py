@@ -29,8 +29,8 @@ from flows.sweep_request import SweepParameters, asked_trials
 from flows.trials import Trial, check_losses, going_on, picture, rungs, table
 from infra.place import BACKEND_VARIABLE, home_from_environment
 from tasks.running import current_watcher
+from trainer.durable import write_atomically
 from trainer.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, RequestError
-from trainer.outcome import write_atomically
 from trainer.parsing import load_parameters
 
 Say = Callable[[str], Any]

@@ -20,7 +20,7 @@ NEVER = {
 # Modules of the trainer that load nothing heavier than pydantic; others may use these.
 LIGHT = (
     "trainer.config trainer.parameter_types trainer.parsing trainer.topics trainer.volume_paths "
-    "trainer.errors trainer.events trainer.outcome trainer.run_folder "
+    "trainer.errors trainer.events trainer.durable trainer.outcome trainer.run_folder "
     "trainer.checkpoints trainer.memory_choice trainer.memory_model trainer.model_shape "
     "trainer.context_count trainer.plan_facts trainer.journal trainer.report "
     "trainer.serving.gate trainer.serving.deploy trainer.serving.history"

@@ -12,8 +12,8 @@ from typing import Any
 
 from trainer import checkpoints, events
 from trainer.config import EvaluateConfig
+from trainer.durable import write_atomically
 from trainer.errors import DamagedError, RequestError
-from trainer.outcome import write_atomically
 from trainer.run_folder import RunFolder
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from trainer.outcome import writer_name
+from trainer.durable import writer_name
 from trainer.run_folder import RunFolder
 
 HEARTBEAT_SECONDS = 5.0

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.durable import write_atomically
+
 Status = Literal["done", "refused", "interrupted", "failed"]
 
 # Kubernetes cuts a termination message off at 4,096 bytes.
@@ -47,42 +49,6 @@ class Outcome:
             return cls(**json.loads(text))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not an outcome: {text[:200]!r}") from error
-
-
-_MADE = os.urandom(4).hex()
-
-
-def writer_name() -> str:
-    """A name for what this process writes beside its place.
-
-    On a cluster processes of several pods write to one volume, each as process 1.
-    """
-    return f"{os.getpid()}-{_MADE}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `path` so that it is there whole or not at all, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{writer_name()}")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:  # a full volume: what fitted of it takes no room
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename or a new file in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_termination_message(outcome: Outcome) -> None:

@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.durable import sync, write_atomically
 from trainer.errors import RequestError
-from trainer.outcome import Outcome, sync_folder, write_atomically
+from trainer.outcome import Outcome
 
 FORMAT = 1
 # What a run that starts over leaves: what serves goes on serving, and its record with it.
@@ -128,7 +129,7 @@ class RunFolder:
         names = sorted(p.name for p in self.root.iterdir() if p.name not in staying)
         for name in [*names, "run.json"]:
             (self.root / name).rename(kept / name)
-        sync_folder(self.root)
+        sync(self.root)
         return kept
 
 

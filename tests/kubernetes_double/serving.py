@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import copy
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -78,16 +78,28 @@ class ServingControllers:
         async with aiohttp.ClientSession() as session:
             try:
                 while True:
-                    for found in self._store.list("inferenceservices"):
-                        await self._inference_service(found, session)
-                    for found in self._store.list("deployments"):
-                        await self._deployment(found, session)
-                    for found in self._store.list("services"):
-                        await self._service(found)
+                    await self.look(session)
                     await asyncio.sleep(LOOK_SECONDS)
             finally:
                 for forwarder, _ in self._forwarders.values():
                     await forwarder.stop()
+
+    async def look(self, session: aiohttp.ClientSession) -> None:
+        """Bring every service a step nearer to what it should be."""
+        for found in self._still_there("inferenceservices"):
+            await self._inference_service(found, session)
+        for found in self._still_there("deployments"):
+            await self._deployment(found, session)
+        for found in self._still_there("services"):
+            await self._service(found)
+
+    def _still_there(self, kind: str) -> Iterator[Object]:
+        """Each as it is by then: while the one before was asked, it may have been deleted."""
+        for listed in self._store.list(kind):
+            metadata = listed["metadata"]
+            found = self._store.get(kind, metadata["namespace"], metadata["name"])
+            if found is not None and found["metadata"]["uid"] == metadata["uid"]:
+                yield found
 
     # --- InferenceServices --------------------------------------------------------------
 

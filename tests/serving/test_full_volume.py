@@ -20,6 +20,7 @@ from infra.backend import PlaceError
 from infra.local_service import Service
 from tasks.local_deployment import deploy_here
 from tests.serving import trained
+from tests.small_disk import small_disk
 from trainer.config import DeployConfig
 from trainer.errors import RequestError
 from trainer.run_folder import RunFolder
@@ -31,16 +32,9 @@ FULL = "pvc 'disk' can't be written .*: No space left on device"
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB with the model of the run `town`; skips where nobody may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
+    with small_disk(tmp_path / "disk", megabytes=8) as place:
         trained.save(place / "town/final")
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(disk: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from tests.tokens.conftest import Volume
 from tests.tokens.models import EOT, byte_level, save
 from tests.tokens.prose import story
+from trainer.durable import writer_name
 from trainer.errors import RequestError, StepError
-from trainer.outcome import writer_name
 from trainer.tokens import making
 from trainer.tokens.documents import whole_part
 from trainer.tokens.sources import list_sources

@@ -24,7 +24,7 @@ import trainer.evaluation
 import trainer.training.process
 import trainer.training.step  # noqa: F401  imported here so that forks need not
 from trainer import __main__ as command
-from trainer.outcome import write_atomically
+from trainer.durable import write_atomically
 from trainer.training import launch
 from trainer.training.start_up import import_deepspeed
 

@@ -1,7 +1,6 @@
 """Checkpoints written behind training: on a full disk, from where they are, by a broken thread."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.small_disk import small_disk
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_volume, read_lines
 from trainer.checkpoints import newest_good, steps_there, verify, verify_run
@@ -25,17 +25,10 @@ from trainer.training.tracking import TensorBoard
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB; skips where this user may mount none."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB."""
+    with small_disk(tmp_path / "disk", megabytes=64) as place:
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)  # a failed test has files open
 
 
 FAST = "trainer.training.retrying:RETRY_SECONDS=0.05"
@@ -51,14 +44,14 @@ def fill(disk: Path, leave_bytes: int) -> Path:
     return path
 
 
-def test_a_full_disk_fails_the_run_but_keeps_the_last_good_checkpoint(small_disk: Path) -> None:
-    config = make_config(make_volume(small_disk), save_steps=2)
-    run = small_disk / "run"
+def test_a_full_disk_fails_the_run_but_keeps_the_last_good_checkpoint(disk: Path) -> None:
+    config = make_config(make_volume(disk), save_steps=2)
+    run = disk / "run"
     run_step("finetune", config, STOPPED_AT_4)
     before = steps_there(run / "checkpoints")
     assert before == [2, 4]
     shutil.rmtree(run / "checkpoints" / "step-00000002")  # only the last good one is left
-    ballast = fill(small_disk, 100_000)  # a checkpoint takes 380 kB
+    ballast = fill(disk, 100_000)  # a checkpoint takes 380 kB
     assert run_step("finetune", config, setting=FAST) == 1
     assert "a checkpoint can't be written ([Errno 28] the volume lacks 0.3 MiB" in log_of(config)
     assert "a checkpoint could not be written" in log_of(config)
@@ -69,13 +62,13 @@ def test_a_full_disk_fails_the_run_but_keeps_the_last_good_checkpoint(small_disk
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_where_room_is_short_older_checkpoints_go_first(small_disk: Path, processes: int) -> None:
+def test_where_room_is_short_older_checkpoints_go_first(disk: Path, processes: int) -> None:
     changes = {"processes": processes, "gradients": 2 // processes}
-    config = make_config(make_volume(small_disk), save_steps=2, **changes)
-    run = small_disk / "run"
+    config = make_config(make_volume(disk), save_steps=2, **changes)
+    run = disk / "run"
     run_step("finetune", config, STOPPED_AT_4)
     assert steps_there(run / "checkpoints") == [2, 4]
-    fill(small_disk, 200_000)  # room for the next one only where step 2 was
+    fill(disk, 200_000)  # room for the next one only where step 2 was
     assert run_step("finetune", config, setting=FAST) == 0, log_of(config)
     assert steps_there(run / "checkpoints")[-1] == 12
     assert not any(verify_run(run).values())
@@ -89,29 +82,29 @@ def a_saver(disk: Path) -> Saver:
 
 
 def test_what_waits_for_room_is_written_whole_once_there_is_some(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # Room comes while it waits.
     monkeypatch.setattr(
         retrying, "time", SimpleNamespace(sleep=lambda _: ballast.unlink(missing_ok=True))
     )
-    (small_disk / "run").mkdir()
-    records, line = Records(small_disk / "run"), {"step": 1, "loss": 0.5, "text": "w" * 6000}
-    curves = TensorBoard(small_disk / "curves", small_disk / "none", 0)
-    saver = a_saver(small_disk)
+    (disk / "run").mkdir()
+    records, line = Records(disk / "run"), {"step": 1, "loss": 0.5, "text": "w" * 6000}
+    curves = TensorBoard(disk / "curves", disk / "none", 0)
+    saver = a_saver(disk)
     writes = [
         (lambda: records.add("metrics.jsonl", line), "metrics.jsonl can't be written"),
         (lambda: [curves.add(line) for _ in range(200)], "curves can't be written"),
         (lambda: [saver.save(1, {}), saver.wait()], "a checkpoint can't be written"),
     ]
     for write, said in writes:
-        ballast = fill(small_disk, 4096)  # one page: less than any of them takes
+        ballast = fill(disk, 4096)  # one page: less than any of them takes
         write()
         assert said in capfd.readouterr().out
-    assert read_lines(small_disk / "run" / "metrics.jsonl") == [line]
-    events = EventAccumulator(str(small_disk / "curves")).Reload().Scalars("train/loss")
+    assert read_lines(disk / "run" / "metrics.jsonl") == [line]
+    events = EventAccumulator(str(disk / "curves")).Reload().Scalars("train/loss")
     assert [event.value for event in events] == [0.5] * 200
-    assert verify(small_disk / "checkpoints" / name_of(1)) == []
+    assert verify(disk / "checkpoints" / name_of(1)) == []
 
 
 def test_what_is_written_in_place_is_of_the_step_it_was_saved_at(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ and one rename puts the folder in place. `verify` alone decides what is complete
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 import xxhash
 
+from trainer.durable import sync, write_atomically
 from trainer.errors import DamagedError
-from trainer.outcome import sync_folder, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -67,15 +66,15 @@ def seal(
         name = path.relative_to(folder).as_posix()
         if name not in files:
             files[name] = file_record(path)
-            sync_file(path)
+            sync(path)
     for inner in [p for p in folder.rglob("*") if p.is_dir()]:
-        sync_folder(inner)
+        sync(inner)
     manifest = Manifest(files=files, about=dict(about))
     content = {"format": FORMAT, **manifest.about, "files": dict(sorted(files.items()))}
     content["manifest_sha256"] = _digest_of(content)
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1))
     folder.rename(place)
-    sync_folder(place.parent)
+    sync(place.parent)
     return manifest
 
 
@@ -142,12 +141,3 @@ def _digest_of(content: Mapping[str, Any]) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-
-
-def sync_file(path: Path) -> None:
-    """Make the bytes of a file survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

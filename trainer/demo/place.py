@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from trainer.demo.tales import dataset_files
+from trainer.durable import sync
 from trainer.errors import RequestError
-from trainer.outcome import sync_folder
 
 DATASET = "dataset"
 MODEL = "models/demo/gpt-j-tiny"
@@ -67,7 +67,7 @@ def _place(volume: Path, name: str, seed: int, write: Callable[[Path], None]) ->
             beside.rename(folder)
         else:
             _put_back(beside, folder, missing)
-        sync_folder(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     put_back = f", {len(missing)} of them put back" if missing else ""

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.durable import sync, write_atomically
 from trainer.errors import DamagedError, RequestError
 from trainer.events import notice
 from trainer.fetch.listing import Listing, RemoteFile, digest_of
 from trainer.fetch.place import refusing_bad_volume
 from trainer.lock import only_one
-from trainer.outcome import sync_folder, write_atomically
 
 MARKER = ".fetched.json"
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -133,7 +133,7 @@ def _download(folder: Path, parameter: str, listing: Listing) -> None:
         )
     write_atomically(partial / MARKER, json.dumps(_marker(listing), indent=1))
     partial.rename(folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def _put_back_to_partial(folder: Path, partial: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from trainer.outcome import write_atomically
+from trainer.durable import write_atomically
 from trainer.report import facts
 from trainer.report.curves import curves_svg
 from trainer.run_folder import RunFolder

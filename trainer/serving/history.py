@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import read_manifest
+from trainer.durable import write_atomically
 from trainer.errors import DamagedError, RequestError
-from trainer.outcome import write_atomically
 from trainer.run_folder import RunFolder
 
 Entry = Mapping[str, Any]

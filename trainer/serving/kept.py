@@ -17,9 +17,9 @@ from typing import Any
 from trainer.checkpoints import read_manifest
 from trainer.checkpoints.folder import clear_parts, delete
 from trainer.checkpoints.links import link_or_copy
-from trainer.checkpoints.seal import MANIFEST, file_record, sync_file
+from trainer.checkpoints.seal import MANIFEST, file_record
+from trainer.durable import sync, writer_name
 from trainer.errors import RequestError
-from trainer.outcome import sync_folder, writer_name
 from trainer.run_folder import RunFolder
 from trainer.serving import history
 
@@ -43,8 +43,8 @@ def keep(run: RunFolder, model: Path) -> Path:
             name = path.relative_to(model)
             _have(path, place / name, manifest.files.get(name.as_posix()))
         for folder in [place, *(path for path in place.rglob("*") if path.is_dir())]:
-            sync_folder(folder)
-        sync_folder(place.parent)
+            sync(folder)
+        sync(place.parent)
     os.utime(place)  # see `drop_unneeded`
     return place
 
@@ -73,7 +73,7 @@ def _have(path: Path, target: Path, record: Mapping[str, Any] | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{writer_name()}")
     link_or_copy(path, beside)
-    sync_file(beside)
+    sync(beside)
     os.replace(beside, target)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 
 from trainer.config import ServeConfig
+from trainer.durable import write_atomically
 from trainer.errors import RequestError, StepError
-from trainer.outcome import write_atomically
 from trainer.serving.engine import Engine, Limits
 from trainer.serving.loading import (
     About,

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from trainer.durable import write_atomically, writer_name
 from trainer.errors import StepError
-from trainer.outcome import write_atomically, writer_name
 from trainer.tokens.cores import available_cores
 from trainer.tokens.documents import whole_part
 from trainer.tokens.progress import Progress

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TokenizeConfig
-from trainer.outcome import write_atomically
+from trainer.durable import write_atomically
 from trainer.tokens.crew import ALONE_BYTES, Crew
 from trainer.tokens.encoder import Proof
 from trainer.tokens.parts import sample_places

@@ -10,7 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from trainer.outcome import write_atomically
+from trainer.durable import write_atomically
 from trainer.tokens.sources import Source, list_sources, recall
 from trainer.volume_paths import is_url
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.outcome import writer_name
+from trainer.durable import writer_name
 from trainer.tokens.documents import Part
 from trainer.tokens.records import JSONL_FORMAT
 

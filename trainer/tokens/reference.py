@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from trainer.config import TokenizeConfig
+from trainer.durable import write_atomically
 from trainer.errors import RequestError
-from trainer.outcome import write_atomically
 from trainer.tokens import store as stores
 from trainer.tokens.sources import Source
 from trainer.tokens.store import Manifest, file_digest

@@ -21,9 +21,9 @@ from typing import Any
 
 from trainer import events
 from trainer.config import TokenizeConfig
+from trainer.durable import sync, writer_name
 from trainer.errors import DamagedError, RequestError, StepError
 from trainer.lock import only_one
-from trainer.outcome import sync_folder, writer_name
 from trainer.steps import StepResult
 from trainer.tokens import store as stores
 from trainer.tokens.digests import DigestMemory, nearest
@@ -211,7 +211,7 @@ def _beside(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(before)
         beside.rename(folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.durable import write_atomically
 from trainer.errors import RequestError
-from trainer.outcome import write_atomically
 from trainer.tokens.store import file_digest
 
 FILES = (

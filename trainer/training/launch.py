@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trainer.durable import write_atomically
 from trainer.errors import (
     EXIT_FAILED,
     EXIT_TERMINATED,
@@ -28,7 +29,6 @@ from trainer.errors import (
     Signalled,
     StepError,
 )
-from trainer.outcome import write_atomically
 from trainer.training.job import Job
 from trainer.training.nodes import STOPPED, Group
 

@@ -14,10 +14,10 @@ from trainer import host_memory, journal
 from trainer.checkpoints.folder import name_of, newest_good
 from trainer.checkpoints.seal import read_manifest
 from trainer.checkpoints.tensors import SliceReader
+from trainer.durable import write_atomically
 from trainer.errors import DoesNotFitError, RequestError
 from trainer.events import say
 from trainer.memory_model import Precision, effective_stage
-from trainer.outcome import write_atomically
 from trainer.tokens.store import TokenStore
 from trainer.training.adapters import add_adapters
 from trainer.training.base import base_model, weights_for
