@@ -16,7 +16,7 @@ def s3_server() -> Iterator[str]:
         host, port = server.get_host_and_port()
         url = f"http://{host}:{port}"
         # All servers of a process share their buckets: another test's would still be there.
-        httpx.post(f"{url}/moto-api/reset").raise_for_status()
+        httpx.post(f"{url}/moto-api/reset", timeout=240, trust_env=False).raise_for_status()
         yield url
     finally:
         server.stop()
