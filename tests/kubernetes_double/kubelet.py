@@ -17,6 +17,7 @@ CANNOT_HELP = (
     "no new claims to deallocate, preemption: 0/1 nodes are available: "
     "1 Preemption is not helpful for scheduling."
 )
+HOOK_SECONDS = 1.0  # what a preStop hook takes, whatever its container says
 
 
 @dataclass
@@ -246,6 +247,8 @@ class Kubelet:
         grace = pod["metadata"]["deletionGracePeriodSeconds"] if pod else 0
         if pod:
             self._events.tell(pod, "Normal", "Killing", "Stopping container main", "kubelet")
+        if grace and pod and _has_hook(pod):
+            await asyncio.wait({ended}, timeout=HOOK_SECONDS)
         container.signal(signal.SIGTERM if grace else signal.SIGKILL)
         await asyncio.wait({ended}, timeout=grace)
         if not ended.done():
@@ -277,3 +280,12 @@ class Kubelet:
             status["conditions"] = [*kept, *status["conditions"]]
         current["status"] = status
         return self._store.update("pods", current)
+
+
+def _has_hook(pod: Object) -> bool:
+    """Whether it is told to stop a while after it was deleted, when nobody is sent to it any more.
+
+    Knative gives its containers a hook that waits for the requests under way.
+    """
+    of_knative = "serving.knative.dev/revision" in pod["metadata"].get("labels", {})
+    return of_knative or "preStop" in pod["spec"]["containers"][0].get("lifecycle", {})
