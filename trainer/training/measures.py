@@ -58,8 +58,12 @@ class Measures:
                 found["peak_share"] = per_second / (self._peak * self._world)
         return found
 
-    def remaining_seconds(self, done: int, total: int) -> float:
-        """From `done` steps to `total`: steps, validations, samples and checkpoints."""
+    def remaining_seconds(self, done: int, total: int, *, recent: bool = False) -> float:
+        """From `done` steps to `total`: steps, validations, samples and checkpoints.
+
+        Args:
+            recent: Go by the latest of each alone, as who watches does; else by all of them.
+        """
         config = self._job.config
         saves = times_left(config.save_steps, done, total)
         if minutes := config.checkpoints.every_minutes:  # whichever comes more often
@@ -68,7 +72,8 @@ class Measures:
         left = {"step": total - done, "validation": saves, "checkpoint": saves}
         if config.prompt_file:
             left["samples"] = samples
-        return self.pace.remaining_seconds(left, {"validation": self._expected_validation()})
+        expected = {"validation": self._expected_validation()}
+        return self.pace.remaining_seconds(left, expected, recent=recent)
 
     def _expected_validation(self) -> float:
         """By the speed of training, of which a forward pass is a third."""

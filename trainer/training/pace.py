@@ -1,6 +1,7 @@
 """Where the time of a training process goes, what it holds, and how long the rest will take."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -19,11 +20,16 @@ PHASES = {
 }
 
 
+RECENT = 100
+"""Pieces of work by which the time left is told; how busy the machine was before says little."""
+
+
 class Pace:
     """Counts and adds up seconds by kind of work, in this process alone."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._recent: dict[str, deque[float]] = {}
         self._counts: dict[str, int] = {}
         self._shared: dict[str, float] = {}
         self._shared_at = time.monotonic()
@@ -39,6 +45,7 @@ class Pace:
     def add(self, kind: str, seconds: float) -> None:
         self._seconds[kind] = self.seconds(kind) + seconds
         self._counts[kind] = self._counts.get(kind, 0) + 1
+        self._recent.setdefault(kind, deque(maxlen=RECENT)).append(seconds)
 
     def seconds(self, kind: str) -> float:
         return self._seconds.get(kind, 0.0)
@@ -46,6 +53,11 @@ class Pace:
     def mean(self, kind: str) -> float:
         """Seconds of a piece of work of a kind; 0 where none was done yet."""
         return self.seconds(kind) / self._counts[kind] if kind in self._counts else 0.0
+
+    def recent_mean(self, kind: str) -> float:
+        """The same of the latest pieces alone."""
+        recent = self._recent.get(kind)
+        return sum(recent) / len(recent) if recent else 0.0
 
     def shares(self, **seconds: float) -> dict[str, float]:
         """What part of the time since the last call each of some sums has grown by."""
@@ -58,14 +70,18 @@ class Pace:
         self._shared, self._shared_at = seconds, now
         return shares
 
-    def remaining_seconds(self, left: Mapping[str, int], expected: Mapping[str, float]) -> float:
+    def remaining_seconds(
+        self, left: Mapping[str, int], expected: Mapping[str, float], *, recent: bool = False
+    ) -> float:
         """How long the pieces of work that are left will take.
 
         Args:
             left: How many of each kind.
             expected: Seconds for a piece of a kind of which none was done yet.
+            recent: Go by the latest pieces alone.
         """
-        return sum(n * (self.mean(kind) or expected.get(kind, 0.0)) for kind, n in left.items())
+        mean = self.recent_mean if recent else self.mean
+        return sum(n * (mean(kind) or expected.get(kind, 0.0)) for kind, n in left.items())
 
 
 def times_left(every: int, done: int, total: int) -> int:
