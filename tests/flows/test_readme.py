@@ -69,7 +69,7 @@ def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(home: Path, environment: dict[str, str], line: str) -> str:
     process = finetune(home, environment, *shlex.split(line)[1:])
-    out, err = process.communicate(timeout=800)
+    out, err = process.communicate(timeout=1000)
     assert process.returncode == 0, line + out + err
     return err + out
 

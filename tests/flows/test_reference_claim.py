@@ -31,7 +31,7 @@ def claim(home: Path) -> Path:
 
 
 def said(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, err = process.communicate(timeout=250)
+    out, err = process.communicate(timeout=1000)
     assert process.returncode == code, out + err
     return out + err
 
@@ -72,7 +72,7 @@ def test_its_token_file_makes_the_store_of_the_text(
     def store(*dataset: str) -> Path:
         asked = ["-p", "model=models/tiny", "-p", f"context={REQUEST['context']}", *dataset]
         process = finetune(home, environment, "tokenize", *asked)
-        out, err = process.communicate(timeout=250)
+        out, err = process.communicate(timeout=1000)
         assert process.returncode == 0, err
         return Path(out.splitlines()[-1])
 

@@ -285,7 +285,7 @@ def test_readmes_rehearsal_with_a_cluster_runs_every_step_in_small_and_leaves_no
         environment = {**environment, **keys, "HF_ENDPOINT": hub.url}
         environment["KUBECONFIG"] = str(cluster.kubeconfig)
         process: subprocess.Popen[str] = finetune(tmp_path, environment, *words[1:])
-        out, err = process.communicate(timeout=800)
+        out, err = process.communicate(timeout=1000)
     assert process.returncode == 0, out + err
     assert "what is on the claim is left out" in out
     assert [out.count(f"{check:<8} in order") for check in ("request", "plan", "cluster")] == [

@@ -105,7 +105,7 @@ def runs_in(api_url: str, *states: str) -> list[dict[str, Any]]:
 
 def wait_for(api_url: str, *states: str, without: str = "") -> dict[str, Any]:
     """The first run that is in one of the states, or was, and is not `without`."""
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 1000
     while not (found := [run for run in runs_in(api_url, *states) if run["id"] != without]):
         failed = runs_in(api_url, "Failed", "Crashed")
         assert not failed, failed[0]["state"]["message"]
@@ -116,7 +116,7 @@ def wait_for(api_url: str, *states: str, without: str = "") -> dict[str, Any]:
 
 def wait_until_idle(api_url: str) -> None:
     """Until nothing is under way that another run would be cancelled for."""
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 1000
     while runs_in(api_url, "Scheduled", "Late", "Pending", "Running"):
         assert time.monotonic() < deadline
         time.sleep(0.3)

@@ -22,7 +22,7 @@ def said(*arguments: str) -> str:
 def tokenized(home: Path, *more: str) -> tuple[Path, str]:
     """The store that `finetune tokenize` names last, and what it told before."""
     process = finetune(home, dict(os.environ), "tokenize", *ASKED, *more)
-    out, err = process.communicate(timeout=250)
+    out, err = process.communicate(timeout=1000)
     assert process.returncode == 0, err
     return Path(out.splitlines()[-1]), err
 

@@ -29,7 +29,7 @@ from trainer.parsing import load_parameters
 from trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-MANY_STARTS_SECONDS = 500.0  # processes start one after the other, on a machine that may be busy
+MANY_STARTS_SECONDS = 1500.0  # processes start one after the other, on a machine that may be busy
 LONG = 2000  # epochs that do not end within a test
 
 

@@ -26,7 +26,7 @@ from tests.kubernetes_double.serving import ServingControllers
 from tests.kubernetes_double.store import Object, Store
 
 NAMESPACE = "default"
-PATIENCE_SECONDS = 270.0
+PATIENCE_SECONDS = 900.0
 
 
 class Cluster:
