@@ -51,7 +51,9 @@ def await_end(pid: int, began: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "call"), [(AT_ITS_START, START), (AS_ITS_CHECK, START), (AT_ITS_START, ASK)]
+    ("change", "call"),
+    [(AT_ITS_START, START), (AS_ITS_CHECK, START), (AT_ITS_START, ASK)],
+    ids=["starting", "checked", "asked"],
 )
 def test_a_server_ends_with_who_tries_it(volume: Path, change: str, call: str) -> None:
     with deploy(volume, change, call) as candidate:
