@@ -1,15 +1,11 @@
-"""Where the time of a training process goes, what it holds, and how long the rest will take."""
+"""Where the time of a training process goes, and how long the rest will take."""
 
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import psutil
-import torch
-
 from trainer import journal
-from trainer.memory_model import GIB
 
 # What the kinds of work are called where a run's time is added up.
 PHASES = {
@@ -89,13 +85,3 @@ def times_left(every: int, done: int, total: int) -> int:
     if done >= total:
         return 0
     return (total // every - done // every) + (total % every > 0) if every else 1
-
-
-def memory_in_use() -> tuple[float, float | None]:
-    """GiB of host memory that this process holds, and most of its GPU's since the last call."""
-    host = psutil.Process().memory_info().rss / GIB
-    if not torch.cuda.is_available():
-        return host, None
-    peak = torch.cuda.max_memory_allocated() / GIB
-    torch.cuda.reset_peak_memory_stats()
-    return host, peak
