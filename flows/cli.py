@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -175,8 +176,15 @@ def prune(delete: bool, home: Path, pvc: str) -> None:
 def parameters() -> None:
     """List every parameter with its default."""
     for name, field in Parameters.model_fields.items():
-        default = "required" if field.is_required() else f"[{field.default!r}]"
+        default = "required" if field.is_required() else f"[{_as_typed(field.default)}]"
         click.echo(f"{name:<20} {default:<28} {field.description}")
+
+
+def _as_typed(value: Any) -> str:
+    """A default as `-p` takes it; what a topic's are, its description says."""
+    if dataclasses.is_dataclass(value) or value == {}:
+        return "{...}"
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @cli.command()

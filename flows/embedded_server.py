@@ -52,10 +52,12 @@ def embedded_server() -> Iterator[str]:
             url = f"http://127.0.0.1:{port}/api"
             deadline = time.monotonic() + READY_SECONDS
             while not answers(url):
-                if guard.poll() is not None or time.monotonic() > deadline:
+                late = time.monotonic() > deadline
+                if late or guard.poll() is not None:
                     log.seek(0)
                     said = log.read().decode(errors="replace")[-2000:]
-                    raise StepError(f"Prefect's embedded server did not start:\n{said}")
+                    how = f"did not answer within {READY_SECONDS:.0f} s" if late else "ended"
+                    raise StepError(f"Prefect's embedded server {how}. It said:\n{said}")
                 time.sleep(0.1)
             yield url
         finally:

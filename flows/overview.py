@@ -1,7 +1,7 @@
 """What is on a volume: runs, how far they are, what they made. Reads, and stops; loads no torch."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from infra.backend import PlaceError
 from infra.local_processes import LocalBackend
 from tasks.local_deployment import FINAL_MANIFEST, as_it_is_now, serving_final
 from tasks.summary import losses
-from tasks.wording import format_seconds
-from trainer.checkpoints import sealed_folders, verify
+from tasks.wording import describe_progress, format_seconds
+from trainer.checkpoints import sealed_folders, steps_there, verify
 from trainer.errors import RequestError
+from trainer.events import parse_event
 from trainer.outcome import Outcome
 from trainer.report.facts import times
 from trainer.run_folder import RunFolder
@@ -83,6 +84,8 @@ def _state(home: Path, pvc: str, run_name: str) -> str:
     for step in STEPS:
         if step == "deploy" and step not in outcomes:
             return "evaluated"  # a trial of a sweep, for one, is not served
+        if step == "finetune" and step not in outcomes and folder.metrics.exists():
+            return "stopped in finetune"  # killed: it left no outcome
         if step not in outcomes:
             return f"stopped before {step}"
         if outcomes[step].status != "done":
@@ -137,6 +140,10 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
         lines.append(
             f"{outcome.step:<9} {state:<13} {format_seconds(outcome.seconds):>9}  {outcome.message}"
         )
+    if "finetune" in LocalBackend(home).running_steps(pvc, run_name):
+        lines.append(
+            f"{'finetune':<9} {'under way':<13} {'':>9}  {_progress(folder, record)}".rstrip()
+        )
     figures = losses(outcomes)
     url = figures.pop("url", "")
     if (service := local_service.running(home / pvc, run_name)) is not None:
@@ -147,6 +154,8 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
     step = _last_step(folder.metrics)
     if step:
         lines.append(f"{'last step':<20} {step}")
+    if saved := steps_there(folder.checkpoints):
+        lines.append(f"{'last checkpoint':<20} {saved[-1]}")
     parts = times(folder, record.get("plan") or {})
     lines += ["", *(f"{p['name']:<20} {format_seconds(p['seconds'])}" for p in parts)]
     lines += ["", *(f"{name:<20} {value!r}" for name, value in record["request"].items())]
@@ -164,14 +173,28 @@ def _as_it_is_now(folder: RunFolder, outcome: Outcome) -> Outcome:
     return as_it_is_now(outcome, serving_final(folder))
 
 
+def _progress(folder: RunFolder, record: dict[str, Any]) -> str:
+    """How far training is, how fast, and how long it will take: what it said of that last."""
+    logs = folder.root.parent / record.get("config", {}).get("logs", "logs")
+    for line in _last_lines(logs / folder.root.name / "finetune.log"):
+        event = parse_event(line.decode(errors="replace"))
+        if event is not None and event.kind == "progress":
+            return describe_progress({**event.fields, "label": ""})
+    return ""
+
+
+def _last_lines(path: Path) -> Iterator[bytes]:
+    """The last lines of a file, the very last one first; none where there is no file."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        yield from reversed(file.read().splitlines())
+
+
 def _last_step(metrics: Path) -> Any:
     """The last step in metrics.jsonl, read from the file's end."""
-    if not metrics.exists():
-        return None
-    with open(metrics, "rb") as file:
-        file.seek(max(0, metrics.stat().st_size - 65536))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
+    for line in _last_lines(metrics):
         try:
             return json.loads(line)["step"]
         except (json.JSONDecodeError, KeyError):

@@ -205,7 +205,7 @@ class Parameters(BaseModel):
     precision: Literal["", "fp32", "bf16", "fp16"] = ""
     """Of weights in use; '' is bf16 or fp16 on a GPU and fp32 on a CPU."""
     checkpoints: Checkpoints = CheckpointsConfig()
-    """Which checkpoints stay: keep_last=2, keep_best=true, max_gib=0 , every_minutes=0."""
+    """Which checkpoints stay: keep_last=2, keep_best=true, max_gib=0, every_minutes=0."""
     lora: Lora = None
     """Train adapters instead of all weights: rank=8, alpha=16, dropout=0, target_modules=[]."""
     optimizer: Optimizer = OptimizerConfig()

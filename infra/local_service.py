@@ -6,7 +6,8 @@
 
 A new server must be ready and pass its check before it is recorded and the old one
 told to stop: until then the old one answers. It finishes what it has and ends by itself,
-which may take as long as its longest answer; nobody waits for it.
+which may take as long as its longest answer; nobody waits for it. Whoever is killed meanwhile
+leaves one server, the recorded one: the other ends by itself.
 """
 
 import contextlib
@@ -32,7 +33,14 @@ from infra.server_process import (
     tell,
 )
 from infra.service_client import Address
-from infra.service_records import Service, last_revision, record, record_stop, recorded
+from infra.service_records import (
+    Service,
+    last_revision,
+    record,
+    record_file,
+    record_stop,
+    recorded,
+)
 
 RUNS = ".runs"
 READY_SECONDS = 600.0
@@ -88,6 +96,7 @@ def start(
             "model": model,
             "port": port,
             "ready_file": str(ready_file),
+            "record_file": str(record_file(volume, run_name)),
         }
         config_file = folder / f"config-{revision}.json"
         with writing(volume):
@@ -169,6 +178,7 @@ def serving_for_a_while(
         ready_file, config_file = Path(place) / "ready.json", Path(place) / "config.json"
         step_config = {"model": model, **config, "volume": str(volume.resolve())}
         step_config["ready_file"] = str(ready_file)
+        step_config["record_file"] = str(Path(place) / "never.json")  # it takes nothing over
         written = writing(volume) if log else contextlib.nullcontext()
         log = log or Path(place) / "serve.log"
         with written:
@@ -193,7 +203,10 @@ def _prepare(config_file: Path, config: dict[str, Any], log: Path) -> None:
 def _new_server(
     config_file: Path, log: Path, python: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A server's process and where its part of the log begins; ended if the block fails."""
+    """A server's process and where its part of the log begins; ended if the block fails.
+
+    After the block it is left to its record: without one it ends.
+    """
     process, begin = launch(config_file, log, python)
     try:
         yield process, begin
@@ -201,6 +214,9 @@ def _new_server(
         end(process.pid, process_started(process.pid), GRACE_SECONDS)
         process.wait()
         raise
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _ready(

@@ -31,7 +31,8 @@ def launch(config_file: Path, log: Path, python: str) -> tuple[subprocess.Popen[
     with open(log, "ab") as output:
         process = subprocess.Popen(
             [python, "-m", "trainer", "serve", str(config_file)],
-            stdin=subprocess.DEVNULL,
+            # Held by who tries it, closed by whatever kills that one: see trainer/serving/lease.py.
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={

@@ -30,10 +30,14 @@ class Service:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # as `start` was given it
 
 
+def record_file(volume: Path, run_name: str) -> Path:
+    return volume / run_name / "service.json"
+
+
 def recorded(volume: Path, run_name: str) -> Service | None:
     """The server that took over last, whether it lives or not."""
     try:
-        text = (volume / run_name / "service.json").read_text(encoding="utf-8")
+        text = record_file(volume, run_name).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     return Service(**json.loads(text))
@@ -62,14 +66,14 @@ def record(volume: Path, run_name: str, service: Service, event: str) -> None:
     _replace(
         {
             **_with_entry(volume, run_name, entry),
-            volume / run_name / "service.json": json.dumps(now, indent=1),
+            record_file(volume, run_name): json.dumps(now, indent=1),
         }
     )
 
 
 def record_stop(volume: Path, run_name: str, service: Service, when: str) -> None:
     """Write down that the server was stopped, and none came after it."""
-    (volume / run_name / "service.json").unlink(missing_ok=True)
+    record_file(volume, run_name).unlink(missing_ok=True)
     entry = {"event": "stopped", "revision": service.revision, "time": when}
     _replace(_with_entry(volume, run_name, entry))
 

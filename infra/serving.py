@@ -87,8 +87,8 @@ class ServingPlace(Protocol):
     def start(self, spec: ServingSpec, before: ServingSpec | None, on_line: Line) -> str:
         """Make the revision beside `before` and wait until it is ready; its own address."""
 
-    def promote(self, spec: ServingSpec, before: ServingSpec | None, on_line: Line) -> str:
-        """Send clients to the revision; return the service's address."""
+    def promote(self, spec: ServingSpec, on_line: Line) -> str:
+        """Send clients to the revision, and remove all others; return the service's address."""
 
     def withdraw(self, spec: ServingSpec, before: ServingSpec | None, on_line: Line) -> None:
         """Remove the revision; `before` goes on, and without one the service goes."""

@@ -49,7 +49,7 @@ def deploy_on_cluster(
     try:
         before = _before(place, spec, found["serving"])
         if before is not None and before.serves_as(spec):
-            url = place.promote(before, before, say)
+            url = place.promote(before, say)
             message = f"revision {before.revision} serves already at {url}"
             result = {**found, "url": url}
             return Outcome(
@@ -72,7 +72,7 @@ def deploy_on_cluster(
         except (ServingError, StepError) as error:
             place.withdraw(spec, before, say)
             raise StepError(_refused(parameters, error, before)) from error
-        url = place.promote(spec, before, say)
+        url = place.promote(spec, say)
         return dataclasses.replace(outcome, result={**outcome.result, "url": url})
     except (PlaceError, ContactError, ServingError) as error:
         raise StepError(f"the deploy step of {spec.run_name!r} failed: {error}") from error

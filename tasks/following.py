@@ -132,10 +132,15 @@ def _judge(
     shown.append(f"The whole log: {end.log}")
     if end.exit_code == EXIT_REFUSED:
         # On this machine what is wrong is found before anything starts, and is said alone.
-        found = [f"The {spec.step} step of {spec.run_name!r} found this.", *shown]
+        found = [f"The {spec.step} step{_of_run(spec)} found this.", *shown]
         found.append("Mend it and run the same again.")
         raise RequestError(*message.splitlines(), found=found if detaches else ())
     if end.exit_code == EXIT_TERMINATED or stopped:
         raise Interrupted(f"the {spec.step} step was {message}. Run it again to go on.")
-    failed = f"the {spec.step} step of {spec.run_name!r} failed: {message}"
+    failed = f"the {spec.step} step{_of_run(spec)} failed: {message}"
     raise StepError("\n".join([failed, *shown, "Run it again to go on from what is done."]))
+
+
+def _of_run(spec: StepSpec) -> str:
+    """Which run's step it is, in words; that of `finetune tokenize` is no run's."""
+    return f" of {spec.run_name!r}" if spec.run_name else ""

@@ -205,6 +205,8 @@ class ServeConfig(StepConfig):
     """Environment variable that goes before `port` where it is set: PORT, under Knative."""
     ready_file: str = ""
     """Written (JSON: url, pid, port) once the model has answered."""
+    record_file: str = ""
+    """Ends with who holds its stdin, unless this file names its `pid` by then; empty: never so."""
     trust_remote_code: bool = False
     engine: ServingEngine = "builtin"
     tensorizer_uri: str = ""

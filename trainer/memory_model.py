@@ -30,6 +30,11 @@ MAX_LIVE_PARAMETERS = 1_000_000_000  # gathered at a time at stage 3; DeepSpeed'
 LOSS_CHUNK = 2**24  # logits at a time, see trainer/training/loss.py
 CONTEXT_BYTES = int(1.2 * GIB)  # CUDA context, cuBLAS and NCCL workspaces
 PROCESS_BYTES = 4 * GIB  # host memory of Python, torch and CUDA's libraries
+# Likewise without CUDA: each process' own pages after its imports, with DeepSpeed, transformers
+# and a process group, and what all processes of a node share of their libraries. Measured with
+# tests/training/host_peaks.py: torch 2.13's build for CPUs.
+CPU_PROCESS_BYTES = int(0.38 * GIB)
+LIBRARY_BYTES = int(0.10 * GIB)
 FRAGMENTATION = 0.25  # of what comes and goes in a step, kept by torch's allocator
 
 
@@ -79,6 +84,9 @@ class Setting:
         return shape.parameters if self.trained_parameters is None else self.trained_parameters
 
 
+BESIDE_TENSORS = ("allocator", "CUDA")
+"""Parts of a GPU's memory that torch does not count as allocated."""
+
 REFERENCE = Setting(
     context=2048,
     batch_size=4,
@@ -110,16 +118,36 @@ def gpu_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
 
 
 def host_parts(shape: ModelShape, setting: Setting) -> dict[str, int]:
-    """Bytes of host memory on each node, by what they hold."""
-    parts = {"processes": PROCESS_BYTES * setting.processes_per_node}
+    """Bytes of host memory on each node at the peak, by what they hold.
+
+    Batches read ahead are below a MiB. Page cache does not count: files of tokens, weights and
+    checkpoints that the system keeps while nobody needs the room.
+    """
+    here = setting.processes_per_node
+    parts = {"processes": _process_bytes(setting)}
     if setting.offload:
-        held = setting.trained(shape) * setting.processes_per_node // setting.share(1)
+        held = setting.trained(shape) * here // setting.share(1)
         parts["optimizer"] = ADAM_BYTES * held
         parts["gradients"] = GRADIENT_BYTES_ON_HOST * held
         # DeepSpeed keeps the gradients as they come from the GPU too, in pinned memory.
         parts["pinned gradients"] = WEIGHT_BYTES[setting.precision] * held
-    copied = checkpoint_copy_bytes(shape, setting) * setting.processes_per_node
-    return parts | ({"checkpoint copy": copied} if copied else {})
+    if copied := checkpoint_copy_bytes(shape, setting) * here:
+        parts["checkpoint copy"] = copied
+    if not setting.on_gpu:
+        for name, size in gpu_parts(shape, setting).items():
+            parts[name] = parts.get(name, 0) + size * here
+    # When training is over the model is put together in fp32, trainer/training/final.py.
+    in_training = sum(parts.values()) - parts["processes"]
+    if (beyond := 4 * shape.parameters - in_training) > 0:
+        parts["final model"] = beyond
+    return parts
+
+
+def _process_bytes(setting: Setting) -> int:
+    """What a node's processes hold before there is a model."""
+    if setting.on_gpu:
+        return PROCESS_BYTES * setting.processes_per_node
+    return CPU_PROCESS_BYTES * setting.processes_per_node + LIBRARY_BYTES
 
 
 def checkpoint_copy_bytes(shape: ModelShape, setting: Setting) -> int:
@@ -140,8 +168,9 @@ def gpu_bytes(shape: ModelShape, setting: Setting) -> int:
 
 def process_bytes(shape: ModelShape, setting: Setting) -> int:
     """What has to fit into a GPU; without one, into a process' part of the host's memory."""
-    copied = 0 if setting.on_gpu else checkpoint_copy_bytes(shape, setting)
-    return gpu_bytes(shape, setting) + copied
+    if setting.on_gpu:
+        return gpu_bytes(shape, setting)
+    return host_bytes(shape, setting) // setting.processes_per_node
 
 
 def host_bytes(shape: ModelShape, setting: Setting) -> int:
@@ -154,9 +183,9 @@ def checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = None) -
     return ADAM_BYTES * (shape.parameters if trained_parameters is None else trained_parameters)
 
 
-def final_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Size of the finished model's weights."""
-    return WEIGHT_BYTES[precision] * shape.parameters
+def model_bytes(shape: ModelShape) -> int:
+    """Size of the base model's weights, and of the finished model's, which are stored alike."""
+    return shape.stored_bytes * shape.parameters
 
 
 # --- parts ------------------------------------------------------------------------------
@@ -217,11 +246,22 @@ def _gpu_gradients(shape: ModelShape, setting: Setting) -> int:
     if stage == 0:
         return trained
     passing = 2 * min(shape.largest_tensor, trained)
-    if stage >= 2 and setting.on_gpu:  # on a CPU its pages are never touched
-        passing += REDUCE_BUCKET
+    if stage >= 2:
+        passing += _bucket(trained, setting)
     if setting.offload:
         return passing
     return passing + trained // setting.share(2)
+
+
+def _bucket(trained: int, setting: Setting) -> int:
+    """Numbers where gradients are collected to be reduced.
+
+    Without a GPU what no gradient fills is never touched. There gloo works on a copy of its own,
+    and stage 3 had made one in the partitions' order (reduce_scatter_coalesced).
+    """
+    if setting.on_gpu:
+        return REDUCE_BUCKET
+    return min(REDUCE_BUCKET, trained) * (3 if setting.stage == 3 else 1)
 
 
 def _kept(shape: ModelShape, setting: Setting) -> int:

@@ -13,6 +13,7 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 # Kinds whose weights for input and output are one tensor unless the config says otherwise.
 _TIED = ("gpt2", "gpt_neo", "opt", "bloom", "falcon", "gemma", "gpt_bigcode")
 # Kinds that look positions up in a table of weights instead of rotating or biasing.
@@ -51,6 +52,8 @@ class ModelShape:
     """Most tokens in a context; None: no limit is named."""
     learned_positions: int
     """Rows of a table of positions, which is part of the weights."""
+    stored_bytes: int = 4
+    """Of a weight in the model's files, and in those of the model that is made of it."""
 
     @property
     def layer_parameters(self) -> int:
@@ -103,6 +106,8 @@ class ModelShape:
             tied=bool(part.get("tie_word_embeddings", kind.startswith(_TIED))),
             positions=positions,
             learned_positions=learned,
+            # As trainer/models/loading.py: base_dtype.
+            stored_bytes=_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4),
         )
 
 

@@ -70,8 +70,11 @@ SecretName = Annotated[str, AfterValidator(_no_secret)]
 
 
 def _moment(value: str) -> str:
-    if value:
-        datetime.fromisoformat(value)
+    try:
+        if value:
+            datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError("is no date or time by ISO 8601, as 2030-01-31T18:00") from error
     return value
 
 

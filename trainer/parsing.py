@@ -4,10 +4,11 @@ An unknown key, a wrong type and a value out of range are reported all at once, 
 form that trainer/errors.py describes.
 """
 
+import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -45,17 +46,15 @@ def _validated(cls: type[Config], validate: Callable[[Any], Config], given: Any)
     try:
         return validate(given)
     except ValidationError as error:
-        known = list(get_type_hints(cls))
-        raise RequestError(*(_sentence(detail, known) for detail in error.errors())) from error
+        raise RequestError(*(_sentence(detail, cls) for detail in error.errors())) from error
 
 
-def _sentence(detail: Mapping[str, Any], known: Iterable[str]) -> str:
+def _sentence(detail: Mapping[str, Any], cls: Any) -> str:
     """One problem found by pydantic, in that form."""
     # pydantic names the dataclass too where a nested value is wrong; users never see that name.
     name = ".".join(str(part) for part in detail["loc"]) or "the request"
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-        return f"{name} is not a parameter." + (f" Did you mean {near[0]}?" if near else "")
+        return f"{name} is not a parameter." + _nearest(cls, detail["loc"])
     if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{name} is required."
     if detail["type"] == "secret":
@@ -64,6 +63,8 @@ def _sentence(detail: Mapping[str, Any], known: Iterable[str]) -> str:
             "environment variable or Prefect Secret block, that holds the key."
         )
     got = detail["input"]
+    if detail["type"] in ("dataclass_type", "json_invalid"):
+        return f"{name} is no JSON object (got {got!r}). {_example(cls, detail['loc'])}"
     if detail.get("ctx", {}).get("pattern") == DNS_LABEL:
         return (
             f"{name} is not a DNS label of at most 40 characters (got {got!r}). "
@@ -73,3 +74,27 @@ def _sentence(detail: Mapping[str, Any], known: Iterable[str]) -> str:
     if "(got " in expected:  # a topic's own check says it all, and may have a key to hide
         return f"{name}.{expected}"
     return f"{name} {expected} (got {got!r})."
+
+
+def _nearest(cls: Any, loc: Sequence[int | str]) -> str:
+    """A question that names the known key nearest to the one at `loc`, or nothing."""
+    *above, wrong = map(str, loc)
+    near = difflib.get_close_matches(wrong, _keys(cls, above), n=1, cutoff=0.5)
+    return f" Did you mean {'.'.join([*above, *near])}?" if near else ""
+
+
+def _example(cls: Any, loc: Sequence[int | str]) -> str:
+    if not (keys := _keys(cls, loc)):
+        return "Give names and values in braces."
+    return f'Give one like {{"{keys[0]}": ...}}, with any of {", ".join(keys)}.'
+
+
+def _keys(cls: Any, loc: Sequence[int | str]) -> list[str]:
+    """The names that the typed object at `loc` below `cls` takes; none where it is no such."""
+    for name in loc:
+        hint = get_type_hints(cls).get(str(name))
+        members = (hint, *get_args(hint))  # `Topic | None` is one of them
+        cls = next((member for member in members if dataclasses.is_dataclass(member)), None)
+        if cls is None:
+            return []
+    return list(get_type_hints(cls))

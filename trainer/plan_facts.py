@@ -40,6 +40,8 @@ class PlanFacts:
     free_gib: float | None
     admitted: bool
     """Whether the run is there already: it goes on, whatever a plan says now."""
+    fetches: bool
+    """Whether the base model is still to come to the volume."""
     corrections: dict[str, float]
     """Measured over planned seconds of a step, by class of GPU; '' is the CPU."""
 
@@ -78,6 +80,7 @@ def gather(
         estimated=counted.estimated if counted else False,
         free_gib=shutil.disk_usage(volume).free / GIB if volume.is_dir() else None,
         admitted=bool(config.run_name) and RunFolder(volume, config.run_name).record() is not None,
+        fetches=not any((volume / config.model).glob("*.safetensors")),
         corrections=corrections(volume, shape.parameters),
     )
 

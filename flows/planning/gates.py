@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.planning.work import Machine, Work
+from tasks.wording import format_seconds
 from trainer import memory_model
 from trainer.memory_choice import USABLE_SHARE
 from trainer.memory_model import GIB, Setting
@@ -64,7 +65,8 @@ def work_problems(work: Work, machine: Machine) -> list[str]:
     if machine.free_gib is not None and needed > machine.free_gib:
         problems.append(
             f"pvc has too little room (got {machine.free_gib:.1f} GiB free). {needed:.1f} GiB are "
-            f"needed for {work.kept_checkpoints + 1} checkpoints, the final model and the tokens. "
+            f"needed for {work.kept_checkpoints + 1} checkpoints, the final model"
+            f"{', the base model' * work.fetches} and the tokens. "
             "Free or add space, or keep fewer checkpoints."
         )
     return problems
@@ -79,7 +81,8 @@ def budget_problems(
         dollars: None: there is no price for `gpu`.
     """
     problems = []
-    mend = "Train on less (sampling, epochs), on another trainer_gpu, or raise it."
+    other = ", on another trainer_gpu" if gpu else ""
+    mend = f"Train on less (sampling, epochs){other}, or raise it."
     if (most := budget.get("max_dollars")) and dollars is None:
         problems.append(
             f"budget.max_dollars can't be kept (got {most}). {gpu} has no price in the file of "
@@ -94,7 +97,7 @@ def budget_problems(
     if (most := budget.get("max_hours")) and hours > most:
         problems.append(
             f"budget.max_hours is too little (got {most}). "
-            f"The run is planned to take {hours:.1f}. {mend}"
+            f"The run is planned to take {_in_hours(hours)}. {mend}"
         )
     if deadline := budget.get("deadline"):
         done = now + timedelta(hours=hours)
@@ -104,6 +107,11 @@ def budget_problems(
                 f"The run is planned to be done at {done.isoformat(timespec='minutes')}. {mend}"
             )
     return problems
+
+
+def _in_hours(hours: float) -> str:
+    digits = f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
+    return f"{digits} hours ({format_seconds(3600 * hours)})"
 
 
 def _moment(value: Any) -> datetime:

@@ -1,6 +1,7 @@
 """From a model's dimensions, a number of contexts and parameters to a plan."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +25,7 @@ def plan(
     place: Place | None = None,
     num_train_contexts: int | None = None,
     estimated: bool = False,
+    fetches: bool = False,
     correction: float = 1.0,
 ) -> Plan:
     """Plan a run.
@@ -37,6 +39,7 @@ def plan(
         place: The machine, where it is not what the parameters ask for.
         num_train_contexts: Those not held out, where a store says so; None: by `train_ratio`.
         estimated: Whether `num_contexts` is an estimate.
+        fetches: Whether the base model is still to come to the volume.
         correction: Measured over planned seconds of earlier runs of this kind.
     """
     place = place or Place()
@@ -45,10 +48,10 @@ def plan(
     problems += gpu_problems
     machine = Machine.of(parameters, gpu, place)
     setting, setting_problems = _setting(shape, parameters, machine)
-    if gpu or place.on_cpu:  # else there is nothing that the model could fit
+    if machine.is_known:  # else there is nothing that the model could fit
         problems += setting_problems
     return _plan(
-        Work.of(shape, parameters, setting, num_contexts, num_train_contexts),
+        Work.of(shape, parameters, setting, num_contexts, num_train_contexts, fetches=fetches),
         machine,
         prices,
         problems,
@@ -145,13 +148,8 @@ def _plan(
             shape, setting, machine.gpu, gradients=work.gradients, cores=machine.cores
         ).items()
     }
-    held_out = work.num_contexts - work.num_train_contexts
-    evaluation = correction * seconds.evaluation_seconds(
-        shape, setting, machine.gpu, contexts=held_out, cores=machine.cores
-    )
-    pauses = work.saves * (evaluation + seconds.save_seconds(shape, setting, machine.gpu))
-    start = seconds.start_seconds(shape, setting)
-    hours = (start + work.steps * sum(spent.values()) + pauses) / 3600
+    hours = _hours(work, machine, sum(spent.values()), correction)
+    in_all = sum(hours.values())
     per_hour = (
         prices.per_hour(machine.gpu_name, machine.gpus, machine.cores, machine.memory_gib)
         if machine.gpu
@@ -159,7 +157,7 @@ def _plan(
     )
     if per_hour is not None:
         per_hour *= machine.nodes
-    dollars = None if per_hour is None else per_hour * hours
+    dollars = None if per_hour is None else per_hour * in_all
     gpu_parts, host_parts = _memory(shape, setting)
     return Plan(
         num_contexts=work.num_contexts,
@@ -176,6 +174,9 @@ def _plan(
         precision=setting.precision,
         parameters=shape.parameters,
         gpu=machine.gpu_name,
+        on_cpu=machine.on_cpu,
+        nodes=machine.nodes,
+        cores=machine.cores,
         gpu_memory_gib=sum(gpu_parts.values()),
         gpu_memory_parts_gib=gpu_parts,
         gpu_memory_limit_gib=machine.gpu.memory_gib if machine.gpu else 0.0,
@@ -187,22 +188,52 @@ def _plan(
         free_gib=machine.free_gib,
         seconds_per_step=sum(spent.values()),
         seconds_parts=spent,
-        evaluation_seconds=evaluation,
-        hours=hours,
+        hours=in_all,
+        hours_parts=hours,
         dollars_per_hour=per_hour,
         dollars=dollars,
         correction=correction,
         estimated=estimated,
         problems=problems
         + gates.work_problems(work, machine)
-        + gates.budget_problems(work.budget, machine.gpu_name, hours, dollars, now),
+        + (
+            gates.budget_problems(work.budget, machine.gpu_name, in_all, dollars, now)
+            if machine.is_known
+            else []
+        ),
     )
+
+
+def _hours(
+    work: Work, machine: Machine, step_seconds: float, correction: float
+) -> dict[str, float]:
+    """Hours for which the trainer's machine is held, by what they are spent on."""
+    shape, setting, held_out = work.shape, work.setting, work.num_contexts - work.num_train_contexts
+
+    def of_held_out(setting: Setting) -> float:
+        return correction * seconds.evaluation_seconds(
+            shape, setting, machine.gpu, contexts=held_out, cores=machine.cores
+        )
+
+    start = seconds.start_seconds(shape, setting)
+    alone = replace(setting, processes=1, processes_per_node=1)
+    parts = {
+        "start": start,
+        "steps": work.steps * step_seconds,
+        "validation": work.saves * of_held_out(setting),
+        "checkpoints": work.saves * seconds.save_seconds(shape, setting, machine.gpu),
+        "final model": seconds.finish_seconds(shape, setting),
+        "evaluation": start + 2 * of_held_out(alone),  # base and final model, in one process
+    }
+    return {name: part / 3600 for name, part in parts.items()}
 
 
 def _memory(shape: ModelShape, setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
     """GiB of a GPU and of a node's host, by part; processes on a CPU need host memory alone."""
-    gpu = {name: size / GIB for name, size in memory_model.gpu_parts(shape, setting).items()}
-    host = {name: size / GIB for name, size in memory_model.host_parts(shape, setting).items()}
-    if setting.on_gpu:
-        return gpu, host
-    return {}, host | {name: size * setting.processes_per_node for name, size in gpu.items()}
+    gpu = memory_model.gpu_parts(shape, setting) if setting.on_gpu else {}
+    host = memory_model.host_parts(shape, setting)
+    return _in_gib(gpu), _in_gib(host)
+
+
+def _in_gib(parts: Mapping[str, int]) -> dict[str, float]:
+    return {name: size / GIB for name, size in parts.items()}

@@ -7,6 +7,7 @@ from typing import Any
 from tasks.wording import format_seconds
 
 DIGITS = 4  # after the point, in the JSON
+LEAST_GIB = 0.005  # of a part, to be named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,11 @@ class Plan:
     parameters: int
     """Weights of the model."""
     gpu: str
-    """Class of GPU; empty: CPU."""
+    """Class of GPU; empty: CPU, or a class that is not known, which is refused."""
+    on_cpu: bool
+    nodes: int
+    cores: int
+    """Of each node."""
     gpu_memory_gib: float
     gpu_memory_parts_gib: dict[str, float]
     gpu_memory_limit_gib: float
@@ -41,14 +46,15 @@ class Plan:
     host_memory_limit_gib: float
     checkpoint_gib: float
     disk_gib: float
-    """Checkpoints that are kept with the one being written, final model and tokens."""
+    """Checkpoints that are kept with the one being written, tokens, final model, and the base
+    model where it is not there yet."""
     free_gib: float | None
     """On the volume; None: not known here, so not compared."""
     seconds_per_step: float
     seconds_parts: dict[str, float]
-    evaluation_seconds: float
-    """Of each evaluation: at checkpoints and at the end."""
     hours: float
+    """For which the trainer's machine is held: training, and evaluating after it."""
+    hours_parts: dict[str, float]
     dollars_per_hour: float | None
     """None: the GPU has no price."""
     dollars: float | None
@@ -66,33 +72,52 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan for people: names and what is said of them."""
         about = "estimated" if self.estimated else "exact"
-        per_step = self.batch_size * self.gradients * self.processes
+        contexts = f"{self.num_contexts:,} ({about}), {self.num_train_contexts:,} to train on"
         rows = [
-            (
-                "contexts",
-                f"{self.num_contexts:,} ({about}), {self.num_train_contexts:,} to train on",
-            ),
-            ("steps", f"{self.steps:,} of {per_step} contexts, {self.tokens:,} tokens"),
-            ("model", f"{self.parameters / 1e6:,.1f} M weights, {self.precision}"),
+            ("contexts", contexts),
+            ("model", f"{self.parameters / 1e6:,.1f} M weights"),
+            ("machine", self._machine()),
+        ]
+        if self.gpu or self.on_cpu:
+            rows += self._of_machine()
+        return rows + [("refused", problem) for problem in self.problems]
+
+    def _of_machine(self) -> list[tuple[str, str]]:
+        """What depends on the machine."""
+        per_step = self.batch_size * self.gradients * self.processes
+        host = f"{self.host_memory_gib:.1f} of {self.host_memory_limit_gib:.1f} GiB: "
+        rows = [
             ("setting", self._setting()),
-            (
-                "memory of the host",
-                f"{self.host_memory_gib:.1f} of {self.host_memory_limit_gib:.1f} GiB: "
-                + _parts(self.host_memory_parts_gib),
-            ),
+            ("steps", f"{self.steps:,} of {per_step} contexts, {self.tokens:,} tokens"),
+            ("memory of the host", host + _parts(self.host_memory_parts_gib)),
             ("disk", self._disk()),
             ("time", self._time()),
         ]
         if self.gpu:
             figures = f"{self.gpu_memory_gib:.1f} of {self.gpu_memory_limit_gib:.1f} GiB: "
-            rows.append((f"memory of {self.gpu}", figures + _parts(self.gpu_memory_parts_gib)))
+            each = "each " if self.processes > 1 else ""
+            rows.append(
+                (f"memory of {each}{self.gpu}", figures + _parts(self.gpu_memory_parts_gib))
+            )
         if self.dollars:
             rows.append(("cost", f"${self.dollars:,.2f} at ${self.dollars_per_hour:.2f} an hour"))
-        return rows + [("refused", problem) for problem in self.problems]
+        elif self.gpu and self.dollars is None:
+            rows.append(("cost", f"not known: {self.gpu} has no price"))
+        return rows
+
+    def _machine(self) -> str:
+        of_node = f"{self.cores} cores, {self.host_memory_limit_gib:.1f} GiB of memory"
+        if self.on_cpu:
+            return f"this one's CPU: {of_node}"
+        if not self.gpu:
+            return "not known, so that time, memory and cost are not"
+        each = f"{self.nodes} nodes, each with " if self.nodes > 1 else ""
+        return f"{each}{self.processes // self.nodes} x {self.gpu}, {of_node}"
 
     def _setting(self) -> str:
         parts = [
-            f"batch_size {self.batch_size}, gradients {self.gradients}, processes {self.processes}",
+            f"{self.precision}, batch_size {self.batch_size}, gradients {self.gradients}",
+            f"processes {self.processes}",
             f"zero_stage {self.zero_stage}, {'offload' if self.offload else 'no offload'}",
         ]
         if self.checkpointed_layers:
@@ -106,17 +131,22 @@ class Plan:
         return f"{self.disk_gib:.2f} GiB, {self.checkpoint_gib:.2f} for a checkpoint; {free}"
 
     def _time(self) -> str:
-        in_all = format_seconds(self.hours * 3600)
+        parts = {name: hours * 3600 for name, hours in self.hours_parts.items()}
+        in_all = f"{format_seconds(self.hours * 3600)} in all: " + ", ".join(
+            f"{name} {format_seconds(part)}" for name, part in parts.items() if part >= 0.5
+        )
         measured = (
             ""
             if self.correction == 1
             else f"; {self.correction:.2f} times the formulas' time, as earlier runs measured"
         )
-        return f"{self.seconds_per_step:.2f} s a step, {in_all} in all{measured}"
+        step = self.seconds_per_step
+        shown = f"{step:.2f} s" if step >= 0.1 else f"{1000 * step:.1f} ms"
+        return f"{shown} a step, {in_all}{measured}"
 
 
 def _parts(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items() if gib)
+    return ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items() if gib >= LEAST_GIB)
 
 
 def _rounded(value: Any) -> Any:

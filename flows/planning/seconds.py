@@ -8,29 +8,41 @@ it moves. Nothing is taken to overlap, as the engine overlaps nothing.
 """
 
 from infra.catalogue import Gpu
-from trainer.memory_model import ADAM_BYTES, WEIGHT_BYTES, Setting
+from trainer.memory_model import (
+    ADAM_BYTES,
+    WEIGHT_BYTES,
+    Setting,
+    checkpoint_bytes,
+    model_bytes,
+)
 from trainer.model_shape import ModelShape
 
 ACHIEVABLE = 0.28  # of a GPU's peak, over all of a transformers model's operations
-CORE_GBS = 3.5  # GB/s of host memory that a core moves in Adam's passes, eight at once
-CPU_TFLOPS_PER_CORE = 0.057  # fp32, measured with the demo's model on one core
+CORE_GBS = 3.5  # GB/s of host memory that a core moves in DeepSpeed's CPU Adam, eight at once
+CPU_ADAM_GBS = 20.0  # likewise in torch's fused Adam, two at once
+CPU_TFLOPS_PER_CORE = 0.075  # fp32: the demo's 11,400 tokens/s on two idle cores, README.md
 ADAM_TRAFFIC = 30  # bytes a parameter: reads four fp32 numbers, writes three and a half
 HOST_TRAFFIC = ADAM_TRAFFIC + 14  # and casts the gradients, sums their squares, scales them
 NODE_GBS = 10.0  # that a node sends to the others: 100 Gbit/s Ethernet; InfiniBand is faster
-READ_GBS = 1.0  # from the volume, when the model is loaded
+READ_GBS = 1.0  # from and to the volume, of models and checkpoints
 START_SECONDS = 120.0  # image, imports, process group; until the model is read
+CPU_START_SECONDS = 5.0  # imports and process group, of an idle core
 
 
 def operations_per_token(shape: ModelShape, setting: Setting) -> float:
     """Floating-point operations of training on a token: forward, backward, recomputing.
 
-    Source: 2 a weight forward and 4 backward (Kaplan et al., arXiv 2001.08361),
-    and the two products of attention, of which a fused kernel skips the masked half.
+    Source: 2 a weight forward and 4 backward (Kaplan et al., arXiv 2001.08361), 2 where the
+    weight is frozen, as LoRA leaves it, and the two products of attention, of which a fused
+    kernel skips the masked half.
     """
     seen = setting.context / (2 if setting.fused_attention else 1)
     layer = 2 * shape.layer_parameters + 4 * seen * shape.heads * shape.head_size
     head = 2 * shape.embedding_parameters
-    return 3 * (shape.layers * layer + head) + setting.recomputed(shape) * layer
+    attention = shape.layers * (layer - 2 * shape.layer_parameters)
+    weights = 2 * shape.layers * shape.layer_parameters + head
+    passes = 3 if setting.trained_parameters is None else 2
+    return passes * weights + 3 * attention + setting.recomputed(shape) * layer
 
 
 def forward_operations_per_token(shape: ModelShape, setting: Setting) -> float:
@@ -70,7 +82,7 @@ def step_seconds(
         parts["optimizer"] = here * HOST_TRAFFIC / (cores * CORE_GBS * 1e9)
         parts["weights to GPU"] = weights / setting.share(1) / (gpu.host_gbs * 1e9)
     else:
-        bandwidth = gpu.bandwidth_gbs if gpu else cores * CORE_GBS / setting.processes_per_node
+        bandwidth = gpu.bandwidth_gbs if gpu else cores * CPU_ADAM_GBS / setting.processes_per_node
         parts["optimizer"] = own * ADAM_TRAFFIC / (bandwidth * 1e9)
     if setting.processes > 1:
         speed_gbs = gpu.peer_gbs if gpu else CORE_GBS
@@ -93,7 +105,7 @@ def _exchanged(setting: Setting, weights: int, gradients: int) -> float:
 def save_seconds(shape: ModelShape, setting: Setting, gpu: Gpu | None) -> float:
     """How long training stands still for a checkpoint: the copy of its state in memory."""
     gbs = gpu.host_gbs if gpu and not setting.offload else 4 * CORE_GBS
-    return ADAM_BYTES * shape.parameters / setting.share(1) / (gbs * 1e9)
+    return ADAM_BYTES * setting.trained(shape) / setting.share(1) / (gbs * 1e9)
 
 
 def evaluation_seconds(
@@ -106,6 +118,12 @@ def evaluation_seconds(
 
 
 def start_seconds(shape: ModelShape, setting: Setting) -> float:
-    """Until the first step: start-up, and reading the weights."""
-    weights = shape.parameters * WEIGHT_BYTES[setting.precision]
-    return START_SECONDS * setting.on_gpu + weights / (READ_GBS * 1e9)
+    """Until a step does what it is for: start-up, and reading the model."""
+    start = START_SECONDS if setting.on_gpu else CPU_START_SECONDS
+    return start + model_bytes(shape) / (READ_GBS * 1e9)
+
+
+def finish_seconds(shape: ModelShape, setting: Setting) -> float:
+    """After the last step: the last checkpoint is written and read back, the final model made."""
+    last = 2 * checkpoint_bytes(shape, setting.trained_parameters)
+    return (last + 4 * shape.parameters + model_bytes(shape)) / (READ_GBS * 1e9)

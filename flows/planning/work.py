@@ -38,6 +38,12 @@ class Machine:
     memory_gib: float
     free_gib: float | None
     nodes: int = 1  # of this kind
+    on_cpu: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """False where the GPU's class is none of the catalogue."""
+        return self.on_cpu or self.gpu is not None
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], gpu: Gpu | None, place: Place) -> "Machine":
@@ -49,6 +55,7 @@ class Machine:
             memory_gib=place.memory_gib or parameters["trainer_ram"],
             free_gib=place.free_gib,
             nodes=parameters.get("cluster", {}).get("nodes", 1) if gpu else 1,
+            on_cpu=place.on_cpu,
         )
 
 
@@ -64,6 +71,8 @@ class Work:
     epochs: int
     save_steps: int
     kept_checkpoints: int
+    fetches: bool
+    """Whether the base model comes to the volume first."""
     budget: Mapping[str, Any]
 
     @classmethod
@@ -74,6 +83,8 @@ class Work:
         setting: Setting,
         contexts: int,
         train_contexts: int | None = None,
+        *,
+        fetches: bool = False,
     ) -> "Work":
         retention = parameters.get("checkpoints") or {}
         best = bool(retention.get("keep_best", True))
@@ -88,6 +99,7 @@ class Work:
             epochs=parameters["epochs"],
             save_steps=parameters["save_steps"],
             kept_checkpoints=retention.get("keep_last", KEEP_LAST) + best,
+            fetches=fetches,
             budget=parameters.get("budget") or {},
         )
 
@@ -111,8 +123,8 @@ class Work:
         kept = (self.kept_checkpoints + 1) * memory_model.checkpoint_bytes(
             self.shape, self.setting.trained_parameters
         )
-        final = memory_model.final_bytes(self.shape, self.setting.precision)
-        return kept + final + tokens * token_bytes
+        models = (1 + self.fetches) * memory_model.model_bytes(self.shape)
+        return kept + models + tokens * token_bytes
 
 
 def _share(contexts: int, train_ratio: float) -> int:

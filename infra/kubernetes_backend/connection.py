@@ -136,6 +136,12 @@ class Connection(Contact):
         """What is at the path, with {namespace}, or None."""
         return await self._ask_known(f"get {resource}", lambda: self._call("GET", path))
 
+    async def select(self, resource: str, path: str, selector: str) -> list[Object]:
+        """Objects of the collection at the path, with {namespace}, that a label selector takes."""
+        query = [("labelSelector", selector)]
+        listed = await self._ask(f"list {resource}", lambda: self._call("GET", path, query))
+        return listed["items"]
+
     async def delete(self, resource: str, path: str) -> bool:
         """Delete the object at the path, in the background; whether it was there."""
         done = await self._ask_known(f"delete {resource}", lambda: self._call("DELETE", path))

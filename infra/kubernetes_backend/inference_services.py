@@ -42,13 +42,13 @@ class InferenceServices:
         revision = predictor.get("latestCreatedRevision", "")
         return dataclasses.replace(look_at(found, trial=trial), revision=revision)
 
-    async def promote(self, spec: ServingSpec, before: ServingSpec | None) -> str:
+    async def promote(self, spec: ServingSpec) -> str:
         await self.apply(spec, trial=False)
         return ""  # its address is there when it is ready
 
     async def withdraw(self, spec: ServingSpec, before: ServingSpec | None) -> None:
         if before is None:
-            await self.remove(spec.name)
+            await self.remove(spec.run_name)
         else:
             # Still without traffic: the newest that is ready is the one that is not to have it.
             await self.apply(before, trial=True)
@@ -59,8 +59,8 @@ class InferenceServices:
         spec = text.get(manifests_serving.SERVING_ANNOTATION)
         return ServingSpec.from_json(spec) if spec else None
 
-    async def remove(self, name: str) -> bool:
-        return await self._connection.delete(RESOURCE, f"{PATH}/{name}")
+    async def remove(self, run_name: str) -> bool:
+        return await self._connection.delete(RESOURCE, f"{PATH}/{ServingSpec.name_of(run_name)}")
 
 
 def look_at(found: Object | None, *, trial: bool) -> Look:

@@ -23,8 +23,7 @@ class PlainServices:
         self._connection, self._settings = connection, settings
 
     def pods_of(self, spec: ServingSpec) -> str:
-        instance = f"app.kubernetes.io/component=serve,app.kubernetes.io/instance={spec.run_name}"
-        return f"{instance},{REVISION_LABEL}={spec.revision}"
+        return f"{_of_run(spec.run_name)},{REVISION_LABEL}={spec.revision}"
 
     async def apply(self, spec: ServingSpec, *, trial: bool) -> None:
         made = manifests_serving.deployment(spec, self._settings)
@@ -37,41 +36,55 @@ class PlainServices:
         why, hopeless = why_not_ready(found)
         return Look(why=why, hopeless=hopeless) if why else Look(url=self._url(name))
 
-    async def promote(self, spec: ServingSpec, before: ServingSpec | None) -> str:
+    async def promote(self, spec: ServingSpec) -> str:
         await self._point(spec.name, spec)
         trial = manifests_serving.revision_name(spec)
         await self._connection.delete("services", f"{SERVICES}/{trial}")
-        if before is not None and before.revision != spec.revision:
-            await self._drop(before)
+        # Not `before` alone: a deploy that was killed may have left others.
+        for left in await self._revisions(spec.run_name):
+            if left != trial:
+                await self._drop(left)
         return self._url(spec.name)
 
     async def withdraw(self, spec: ServingSpec, before: ServingSpec | None) -> None:
-        await self._drop(spec)
+        await self._drop(manifests_serving.revision_name(spec))
 
     async def serving(self, name: str) -> ServingSpec | None:
         found = await self._connection.read("services", f"{SERVICES}/{name}")
         text = (found or {}).get("metadata", {}).get("annotations", {}).get(SERVING_ANNOTATION)
         return ServingSpec.from_json(text) if text else None
 
-    async def remove(self, name: str) -> bool:
-        serving = await self.serving(name)
-        if serving is None:
-            return False
-        await self._connection.delete("services", f"{SERVICES}/{name}")
-        await self._drop(serving)
-        return True
+    async def remove(self, run_name: str) -> bool:
+        name = ServingSpec.name_of(run_name)
+        served = await self.serving(name) is not None
+        if served:
+            await self._connection.delete("services", f"{SERVICES}/{name}")
+        revisions = await self._revisions(run_name)
+        for revision in revisions:
+            await self._drop(revision)
+        return served or bool(revisions)
+
+    async def _revisions(self, run_name: str) -> list[str]:
+        """Names of the run's Deployments, one for each revision that is there."""
+        selector = f"{_of_run(run_name)},{REVISION_LABEL}"
+        found = await self._connection.select("deployments.apps", DEPLOYMENTS, selector)
+        return [deployment["metadata"]["name"] for deployment in found]
 
     async def _point(self, name: str, spec: ServingSpec) -> None:
         made = manifests_serving.service(spec, self._settings, name)
         await self._connection.apply("services", SERVICES, made, FIELD_MANAGER)
 
-    async def _drop(self, spec: ServingSpec) -> None:
-        name = manifests_serving.revision_name(spec)
+    async def _drop(self, name: str) -> None:
+        """Remove what belongs to one revision, its Deployment last: by that it is found."""
         await self._connection.delete("services", f"{SERVICES}/{name}")
         await self._connection.delete("deployments.apps", f"{DEPLOYMENTS}/{name}")
 
     def _url(self, name: str) -> str:
         return f"http://{name}.{self._connection.namespace}.svc"
+
+
+def _of_run(run_name: str) -> str:
+    return f"app.kubernetes.io/component=serve,app.kubernetes.io/instance={run_name}"
 
 
 def why_not_ready(found: Object | None) -> tuple[str, bool]:

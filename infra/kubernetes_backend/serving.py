@@ -42,8 +42,8 @@ class Kind(Protocol):
     async def look(self, spec: ServingSpec, *, trial: bool) -> Look:
         """How the revision is."""
 
-    async def promote(self, spec: ServingSpec, before: ServingSpec | None) -> str:
-        """Send clients to the revision; return the service's address."""
+    async def promote(self, spec: ServingSpec) -> str:
+        """Send clients to the revision, and remove all others; return the service's address."""
 
     async def withdraw(self, spec: ServingSpec, before: ServingSpec | None) -> None:
         """Have the revision removed; `before` goes on, and is to be promoted once it is ready."""
@@ -51,8 +51,8 @@ class Kind(Protocol):
     async def serving(self, name: str) -> ServingSpec | None:
         """What clients of the service are sent to, or the newest that it was asked for."""
 
-    async def remove(self, name: str) -> bool:
-        """Remove the service with all its revisions; whether it was there."""
+    async def remove(self, run_name: str) -> bool:
+        """Remove the run's service and all revisions, also one that is tried; whether any was."""
 
 
 class Run(Protocol):
@@ -108,12 +108,12 @@ class Serving:
 
         return self._run(work, on_line)
 
-    def promote(self, spec: ServingSpec, before: ServingSpec | None, on_line: Line) -> str:
-        """Send clients to the revision; return the service's address."""
+    def promote(self, spec: ServingSpec, on_line: Line) -> str:
+        """Send clients to the revision, and remove all others; return the service's address."""
 
         async def work(connection: Connection, outlet: Outlet) -> str:
             kind = await self._of(connection)
-            url = await kind.promote(spec, before)
+            url = await kind.promote(spec)
             return url or await self._until_ready(connection, kind, spec, False, outlet)
 
         return self._run(work, on_line)
@@ -128,7 +128,7 @@ class Serving:
                 return
             try:
                 await self._until_ready(connection, kind, before, True, outlet)
-                await kind.promote(before, before)
+                await kind.promote(before)
             except ServingError as error:
                 outlet.say(f"the revision before serves on, but a new server of it: {error}")
 
@@ -138,11 +138,10 @@ class Serving:
         """Remove the run's service, of whatever kind; whether there was one."""
 
         async def work(connection: Connection, _: Outlet) -> bool:
-            name = ServingSpec.name_of(run_name)
             kinds = [await self._of(connection)]
             if isinstance(kinds[0], InferenceServices):
                 kinds.append(PlainServices(connection, self._settings))
-            return any([await kind.remove(name) for kind in kinds])
+            return any([await kind.remove(run_name) for kind in kinds])
 
         return self._run(work)
 

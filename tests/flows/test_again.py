@@ -13,8 +13,10 @@ from flows.compare_commands import reproduce
 from flows.comparing import compare, same_model
 from flows.overview import list_runs, show_run
 from flows.parameters import Parameters
+from infra.local_processes import LocalBackend
 from trainer.checkpoints import seal, verify
 from trainer.errors import RequestError
+from trainer.events import format_event
 from trainer.outcome import Outcome
 from trainer.run_folder import RunFolder
 
@@ -196,6 +198,24 @@ def test_a_trial_which_is_not_served_is_listed_as_evaluated(home: Path) -> None:
     run.record_outcome(Outcome(step="evaluate", status="done", result={"loss": 2.345678}))
     assert [row.state for row in list_runs(home, PVC)] == ["evaluated"]
     assert "finetuned_loss       2.3457\n" in show_run(home, PVC, "one")
+
+
+def test_a_run_that_was_killed_in_training_says_so_and_where_it_goes_on(home: Path) -> None:
+    run = RunFolder(home / PVC, "one")
+    for step in ("fetch", "tokenize"):
+        run.record_outcome(Outcome(step=step, status="done"))
+    assert [row.state for row in list_runs(home, PVC)] == ["stopped in finetune"]
+    assert "last checkpoint      4\n" in show_run(home, PVC, "one")
+
+
+def test_a_run_in_training_shows_how_far_it_is(home: Path, monkeypatch: Any) -> None:
+    log = home / PVC / "logs" / "one" / "finetune.log"
+    log.parent.mkdir(parents=True)
+    told = {"label": "finetune", "unit": "steps", "total": 159, "loss": 1.25}
+    lines = [format_event("progress", {**told, "done": n, "remaining_seconds": 90}) for n in (8, 9)]
+    log.write_text("\n".join([*lines, "some text", "::finetune prog"]))
+    monkeypatch.setattr(LocalBackend, "running_steps", lambda *_: ["finetune"])
+    assert "  9/159 steps, loss 1.25, 1:30 min left\n" in show_run(home, PVC, "one")
 
 
 def test_two_runs_are_compared_by_kind(home: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import embedded_server
 from flows.embedded_server import answers
 from tests.prefect_processes import prefect_environment
-from trainer.errors import RequestError
+from trainer.errors import RequestError, StepError
 
 HOLD = (
     "import time; from flows.embedded_server import embedded_server\n"
@@ -59,3 +60,16 @@ def test_what_is_no_address_of_a_server_is_refused_by_name(url: str) -> None:
     with pytest.raises(RequestError, match="PREFECT_API_URL is no address") as refused:
         answers(url)
     assert f"(got {url!r})" in str(refused.value)
+
+
+def test_a_server_that_is_late_is_told_from_one_that_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in prefect_environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(embedded_server, "READY_SECONDS", 0.0)
+    with (
+        pytest.raises(StepError, match="did not answer within 0 s"),
+        embedded_server.embedded_server(),
+    ):
+        pass

@@ -81,6 +81,17 @@ def test_a_topic_is_taken_as_an_object_or_as_text_and_refuses_unknown_keys() -> 
     assert any(problem.startswith("checkpoints.keep_last") for problem in refused.value.problems)
 
 
+@pytest.mark.parametrize("value", ["rank=8", "8", 8, [8], ""])
+def test_a_topic_that_is_no_object_is_refused_with_what_it_takes(value: object) -> None:
+    with pytest.raises(RequestError, match=r"lora is no JSON object .*any of rank, alpha, dropout"):
+        load(lora=value)
+
+
+def test_the_key_nearest_to_a_topics_wrong_one_is_named() -> None:
+    with pytest.raises(RequestError, match=r"lora\.rnk is not .* Did you mean lora\.rank\?"):
+        load(lora='{"rnk": 8}')
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
 )

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+from tasks.wording import describe_progress
+
 # Events as a step prints them.
 SHOW = """
 import sys
@@ -74,3 +76,8 @@ def test_a_pipe_gets_plain_lines() -> None:
         "finetune: weights are [bold]\n"  # the progress comes after some seconds
         "finetune: done in 1:06 min: ready\n"
     )
+
+
+def test_the_speed_of_reading_has_its_unit() -> None:
+    fields = {"label": "digest", "done": 3.0, "total": 9.0, "unit": "MB", "per_second": 1.5}
+    assert describe_progress(fields) == "digest 3/9 MB, 1.5 MB/s"

@@ -93,6 +93,7 @@ def test_the_orchestrators_role_is_what_the_backend_asks_for_and_nothing_else(
             place.start(served, None, print)
         assert (place.serving(served) is None) == (kind == "deployment")
         place.withdraw(served, None, print)
+        assert not place.remove("run")
     asked = {(r.group, r.resource, r.verb) for r in cluster.faults.seen}
     assert asked == granted
 

@@ -35,6 +35,7 @@ from tests.serving import trained
 from trainer.errors import StepError
 from trainer.outcome import Outcome
 from trainer.run_folder import RunFolder
+from trainer.serving.gate import expected_of, observe, problems
 
 PVC = "finetune-data"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -205,6 +206,22 @@ def test_a_server_that_starts_again_serves_its_own_model_whatever_the_run_does(
     assert answer_of_a_new_server(cluster, address) == before
     train(volume, seed=3)  # has passed no check
     assert answer_of_a_new_server(cluster, address) == before
+
+
+def test_a_service_without_servers_answers_with_its_own_model_whatever_the_run_does(
+    cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    """The first request starts a server, and is held until it is there."""
+    if not cluster.do(lambda: cluster.store.list("inferenceservices")):
+        pytest.skip("a Deployment has always a server")
+    cluster.node.minute_seconds = 0.01
+    cluster.wait_for(lambda: servers(cluster) == [])
+    cluster.node.minute_seconds = 60
+    start_over(volume, "trains again")
+    assert not (volume / "town/final").exists()
+    same = expected_of(trained.save(tmp_path / "final", seed=1))
+    assert problems(same, observe(address_of(cluster).url, "final", same)) == []
+    assert len(servers(cluster)) == 1
 
 
 def test_a_model_that_fails_its_check_gets_no_client(

@@ -33,6 +33,7 @@ class Node:
     )
     missing_images: set[str] = field(default_factory=set)
     pull_seconds: float = 0.0  # what an image takes to come
+    minute_seconds: float = 60.0  # what a minute of a service that nobody asks takes
     mount_failure: str = ""  # the words with which no volume can be mounted
     entrypoint: list[str] | None = None  # in place of `python -m trainer`
     environment: dict[str, str] = field(default_factory=dict)

@@ -1,15 +1,16 @@
 """Controllers of InferenceServices and Deployments: revisions as Pods, readiness, addresses.
 
 Every Pod is a real server. An address (an InferenceService's or a Service's) is a port of
-this machine that hands connections on to the server which has the traffic. Not here:
-scaling, and with it scaling to zero.
+this machine that hands connections on to the server which has the traffic. A revision has
+one server, or none (scaling.py); more than one are not here.
 """
 
 import asyncio
 import contextlib
 import copy
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -18,6 +19,7 @@ from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.api_objects import container_state
 from tests.kubernetes_double.deletion import delete
 from tests.kubernetes_double.kubelet import Kubelet, Node
+from tests.kubernetes_double.scaling import Activity
 from tests.kubernetes_double.store import Object, Store, generated_suffix
 
 LOOK_SECONDS = 0.05
@@ -25,10 +27,13 @@ MODEL_FOLDER = "/mnt/models"
 OF_KNATIVE = ("minReplicas", "maxReplicas", "canaryTrafficPercent", "timeout")
 
 
+Target = Callable[[], AbstractAsyncContextManager[int | None]]
+
+
 class Forwarder:
     """A port that hands every connection on to the one that `target` names at that moment."""
 
-    def __init__(self, target: Callable[[], int | None]) -> None:
+    def __init__(self, target: Target) -> None:
         self._target = target
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
@@ -49,8 +54,9 @@ class Forwarder:
         self._open.add(task)
         try:
             with contextlib.suppress(OSError):
-                there = await asyncio.open_connection("127.0.0.1", self._target() or 9)
-                await asyncio.gather(_copy(reader, there[1]), _copy(there[0], writer))
+                async with self._target() as port:
+                    there = await asyncio.open_connection("127.0.0.1", port or 9)
+                    await asyncio.gather(_copy(reader, there[1]), _copy(there[0], writer))
         finally:
             writer.close()
             self._open.discard(task)
@@ -72,6 +78,7 @@ class ServingControllers:
         self._revisions: dict[str, list[Object]] = {}  # templates, by the service's uid
         self._latest_ready: dict[str, str] = {}  # revision
         self._rolled_out: dict[str, str] = {}  # revision that has the traffic
+        self._activity = Activity(lambda: node.minute_seconds)
         self._forwarders: dict[str, tuple[Forwarder, int]] = {}
 
     async def run(self) -> None:
@@ -114,9 +121,11 @@ class ServingControllers:
         newest = names[-1]
         for name, revision in zip(names, revisions, strict=True):
             if name in (newest, self._rolled_out.get(metadata["uid"])):
-                self._have_pod(found, name, revision["spec"])
+                self._scale(found, name, revision)
         pods = {p["metadata"]["name"]: p for p in self._owned(found)}
-        ready = await self._is_ready(pods.get(newest), session)
+        answering = {n for n, pod in pods.items() if await self._is_ready(pod, session)}
+        self._activity.note(answering, {n for n, p in pods.items() if has_ended(p)})
+        ready = newest in answering or self._activity.is_asleep(newest)
         before = self._rolled_out.get(metadata["uid"], "")
         trial = predictor.get("canaryTrafficPercent") == 0 and before != ""
         if ready:
@@ -127,29 +136,41 @@ class ServingControllers:
         for name, pod in pods.items():
             if ready and name not in (newest, self._rolled_out.get(metadata["uid"])):
                 delete(self._store, "pods", pod, "Background", None)
-        port = await self._address(metadata["uid"], lambda: self._rolled_out_port(metadata))
+        port = await self._address(metadata["uid"], lambda: self._to_rolled_out(metadata))
         status = _status(metadata, newest, ready, pods.get(newest), f"http://127.0.0.1:{port}")
         if ready:
             traffic = [{"revisionName": newest, "latestRevision": True, "percent": 100}]
-            traffic[0] |= {"tag": "latest", "url": f"http://127.0.0.1:{self._port(pods[newest])}"}
+            own = f"{metadata['uid']}/{newest}"
+            tagged = await self._address(own, lambda: self._to_revision(metadata, newest))
+            traffic[0] |= {"tag": "latest", "url": f"http://127.0.0.1:{tagged}"}
             if trial:
                 traffic[0]["percent"] = 0
                 traffic.append({"revisionName": before, "percent": 100, "tag": "prev"})
             status["components"]["predictor"]["traffic"] = traffic
         self._set_status("inferenceservices", found, status)
 
-    def _have_pod(self, found: Object, name: str, spec: Object) -> None:
-        """Make the revision's Pod, and again once it is gone, from what the revision says."""
-        metadata = found["metadata"]
-        if self._store.get("pods", metadata["namespace"], name) is None:
+    def _scale(self, found: Object, name: str, revision: Object) -> None:
+        """Have the revision's Pod, made from what the revision says, or none."""
+        metadata, predictor = found["metadata"], found["spec"]["predictor"]
+        pod = self._store.get("pods", metadata["namespace"], name)
+        if not self._activity.wants_server(name, predictor, revision["annotations"]):
+            if pod and "deletionTimestamp" not in pod["metadata"]:
+                delete(self._store, "pods", pod, "Background", None)
+        elif pod is None:
             labels = {"serving.kserve.io/inferenceservice": metadata["name"]}
             labels["serving.knative.dev/revision"] = name
-            self._make_pod(found, name, labels, _with_model(spec))
+            self._make_pod(found, name, labels, _with_model(revision["spec"]))
 
-    def _rolled_out_port(self, metadata: Object) -> int | None:
-        name = self._rolled_out.get(metadata["uid"], "")
-        pod = self._store.get("pods", metadata["namespace"], name)
-        return self._port(pod) if pod else None
+    def _to_rolled_out(self, metadata: Object) -> AbstractAsyncContextManager[int | None]:
+        return self._to_revision(metadata, self._rolled_out.get(metadata["uid"], ""))
+
+    @asynccontextmanager
+    async def _to_revision(self, metadata: Object, name: str) -> AsyncIterator[int | None]:
+        """The port of the revision's server, which is started where it has none."""
+        with self._activity.asked(name):
+            await self._activity.awake(name)
+            pod = self._store.get("pods", metadata["namespace"], name)
+            yield self._port(pod) if pod else None
 
     # --- Deployments and Services -------------------------------------------------------
 
@@ -162,7 +183,7 @@ class ServingControllers:
         count = int(await self._is_ready(pod, session))
         status: Object = {"observedGeneration": metadata["generation"], "replicas": 1}
         status |= {"updatedReplicas": 1, "readyReplicas": count, "availableReplicas": count}
-        if "terminated" in container_state(pod):
+        if has_ended(pod):
             words = f'ReplicaSet "{metadata["name"]}" has timed out progressing.'
             late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
             status["conditions"] = [{**late, "message": words}]
@@ -173,7 +194,11 @@ class ServingControllers:
         if found["spec"].get("clusterIP") == "None":
             return
 
-        def target() -> int | None:
+        @asynccontextmanager
+        async def target() -> AsyncIterator[int | None]:
+            yield one_of_its_pods()
+
+        def one_of_its_pods() -> int | None:
             now = self._store.get("services", metadata["namespace"], metadata["name"])
             wanted = now["spec"]["selector"].items() if now else {("no", "pod")}
             for pod in self._store.list("pods", metadata["namespace"]):
@@ -223,7 +248,7 @@ class ServingControllers:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def _address(self, uid: str, target: Callable[[], int | None]) -> int:
+    async def _address(self, uid: str, target: Target) -> int:
         if uid not in self._forwarders:
             forwarder = Forwarder(target)
             self._forwarders[uid] = (forwarder, await forwarder.start())
@@ -235,6 +260,10 @@ class ServingControllers:
         # Somebody may have changed it while its server was asked.
         if current and current["metadata"].get("generation") == metadata.get("generation"):
             self._store.update(kind, {**current, "status": status})
+
+
+def has_ended(pod: Object) -> bool:
+    return "terminated" in container_state(pod)
 
 
 def _with_model(spec: Object) -> Object:

@@ -73,6 +73,18 @@ BLOOM_560M: dict[str, Any] = {
     "n_head": 16,
     "vocab_size": 250880,
 }
+DEMO: dict[str, Any] = {  # 2.6 M weights; what `make demo` trains
+    "model_type": "gptj",
+    "n_embd": 192,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 256,
+    "rotary_dim": 32,
+    "vocab_size": 2048,
+    "activation_function": "gelu_new",
+    "tie_word_embeddings": False,
+    "dtype": "float32",
+}
 MODELS = {
     "gptj": GPT_J_6B,
     "gpt_neo": GPT_NEO_2_7B,

@@ -102,8 +102,17 @@ def test_checkpoints_are_written_from_a_copy_of_what_is_trained() -> None:
     assert copied(offload=True) == 0  # they are in host memory, and written from there
     # On a CPU it takes of the memory that a batch could have.
     setting = Setting(context=2048, on_gpu=False)
-    more = process_bytes(GPT_J, setting) - gpu_bytes(GPT_J, setting)
-    assert more == 12 * GPT_J.parameters
+    parts = host_parts(GPT_J, setting)
+    assert parts["checkpoint copy"] == 12 * GPT_J.parameters
+    assert process_bytes(GPT_J, setting) == sum(parts.values())
+
+
+def test_where_training_leaves_the_host_free_the_final_model_decides() -> None:
+    # LoRA's optimizer and copy are small; the merged model is made in fp32.
+    lora = Setting(context=2048, trained_parameters=4_000_000)
+    held = host_bytes(GPT_J, lora) - host_parts(GPT_J, lora)["processes"]
+    assert held == 4 * GPT_J.parameters
+    assert "final model" not in host_parts(GPT_J, Setting(context=2048))
 
 
 def test_chunked_loss_does_not_grow_with_the_batch_as_whole_logits_do() -> None:

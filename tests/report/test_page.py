@@ -23,7 +23,9 @@ PLAN = {
     "hours": 0.5,
     "gpu": "A40",
     "gpu_memory_gib": 30.0,
+    "gpu_memory_parts_gib": {"weights": 25.0, "allocator": 4.0, "CUDA": 1.0},
     "host_memory_gib": 100.0,
+    "checkpoint_gib": 3.0,
     "dollars": 1.0,
     "dollars_per_hour": 2.0,
 }
@@ -80,6 +82,21 @@ def test_plan_stands_beside_fact(run: RunFolder) -> None:
     assert table["contexts"][:2] == ["10", "11"]
     assert table["seconds a step"][:2] == ["1.5", "2"]
     assert table["dollars"][:2] == ["1", "2"]  # an hour at 2.00
+    assert table["hours of training and evaluating"][:2] == ["0.5", "1"]
+    assert table["hours in all"][:2] == ["-", "1.003"]  # it waited for 10 s
+
+
+def test_memory_stands_beside_what_was_measured_in_the_same_way(run: RunFolder) -> None:
+    with open(run.metrics, "a", encoding="utf-8") as metrics:
+        line = {"step": 13, "loss": 1, "seconds": 26, "gpu_memory_gib": 24, "host_memory_gib": 9}
+        metrics.write(json.dumps(line) + "\n")
+    (run.checkpoints / "step-00000012").mkdir(parents=True)
+    (run.checkpoints / "step-00000012/weights").write_bytes(bytes(2**20))
+    table = rows(page(run))
+    # Of a GPU torch counts tensors alone, not CUDA's part and what the allocator keeps.
+    assert table["memory of each GPU, tensors, GiB"][:2] == ["25", "24"]
+    assert table["host memory of each node, GiB"][:2] == ["100", "9"]
+    assert table["a checkpoint, GiB"][:2] == ["3", "0.0009766"]
 
 
 def test_time_and_money_are_shown_by_part(run: RunFolder) -> None:

@@ -197,3 +197,31 @@ def test_a_server_that_hangs_as_it_stops_ends_by_itself(volume: Path, tmp_path: 
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=240) == 1
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="a setting of Linux")
+def test_a_client_that_reads_nothing_is_let_go(volume: Path, tmp_path: Path) -> None:
+    """It acknowledges every probe of its kernel's, so without a limit it would stay for ever."""
+    impatient = (
+        "import socket, trainer.serving.server as s\n"
+        "s.UNREAD_SECONDS, listen = 1.0, s.listen\n"
+        "def small(*address):\n"
+        "    listening = listen(*address)\n"
+        "    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)\n"
+        "    return listening\n"
+        "s.listen = small"
+    )
+    body = {"prompt": "The", "max_tokens": 200, "n": 8, "stream": True, "logprobs": 5}
+    text = json.dumps({**body, "logit_bias": {"0": -100}, "model": "final"}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with serving(volume, tmp_path, impatient) as (process, url), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((urlsplit(url).hostname, urlsplit(url).port))
+        client.sendall(head % len(text) + text)
+        mine, deadline = client.getsockname(), time.monotonic() + 240
+        while any(c.pid == process.pid and c.raddr == mine for c in psutil.net_connections("tcp")):
+            assert time.monotonic() < deadline, "its connection stays open"
+            time.sleep(0.05)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")  # it was answered, and read nothing
+        while "sequences_under_way 0" not in httpx.get(f"{url}/metrics", timeout=240).text:
+            time.sleep(0.05)

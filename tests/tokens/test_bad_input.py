@@ -45,6 +45,19 @@ def test_a_dataset_outside_the_volume(volume: Volume):
     assert "dataset leads out of the volume" in refused(volume, dataset="../tales")
 
 
+def test_a_link_that_leads_nowhere_is_refused_by_name(volume: Volume):
+    folder = volume.write({"good.txt": "good", "b/c.txt": "c"})
+    os.symlink("away.txt", folder / "b/gone.txt")
+    assert "file b/gone.txt is a link that leads nowhere (got 'away.txt')" in refused(volume)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(volume: Volume):
+    folder = volume.write({"good.txt": "good"})
+    os.mkfifo(folder / "pipe.txt")
+    with pytest.raises(RequestError, match=r"pipe\.txt is a pipe"):
+        list_sources(str(volume.root), "tales")
+
+
 @pytest.mark.parametrize("before", [0, 5, 3_000_000])
 def test_a_file_that_is_not_utf8_is_named_with_the_offset(volume: Volume, before: int):
     text = story(1, before).encode()[: max(0, before)] if before else b""

@@ -146,7 +146,8 @@ def test_hours_and_dollars_of_all_attempts_count(tmp_path: Path) -> None:
 
     def left(dollars_per_hour: float | None = 2.0, **budget: Any) -> float:
         config = make_config(tmp_path, budget=BudgetConfig(**budget))
-        plan = {"dollars_per_hour": dollars_per_hour, "evaluation_seconds": 0.5 * HOUR}
+        after = {"steps": 9.0, "final model": 0.1, "evaluation": 0.4}
+        plan = {"dollars_per_hour": dollars_per_hour, "hours_parts": after}
         return (end_by(FinetuneConfig(**{**config, "plan": plan}), run, NOW) - NOW) / HOUR
 
     assert left(max_hours=5) == pytest.approx(2.5)

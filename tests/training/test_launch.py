@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.training import forking
 from tests.training.forking import Strike, log_of, run_step, start_step, wait_for
-from tests.training.volume import make_config, make_volume, read_lines
+from tests.training.volume import CONTEXT, make_config, make_volume, read_lines
 from trainer.checkpoints import read_manifest, verify
 from trainer.errors import EXIT_TERMINATED
+from trainer.memory_model import GIB, Setting, host_bytes
+from trainer.model_shape import ModelShape
 from trainer.training import launch
 
 ENGINE = "trainer.training.engine"
@@ -28,6 +31,23 @@ def test_one_process_that_dies_ends_the_step_and_leaves_none_behind(tmp_path: Pa
     assert "training process 1 of 2 ended with signal SIGKILL" in log_of(config)
     leftovers = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
     assert leftovers.stdout == ""
+
+
+def planned_gib(config: dict[str, Any]) -> float:
+    """Host memory of a node, on the CPU."""
+    model = Path(config["volume"], config["model"], "config.json")
+    shape = ModelShape.from_config(json.loads(model.read_text()))
+    setting = Setting(
+        context=CONTEXT,
+        batch_size=config["batch_size"],
+        zero_stage=config["zero_stage"],
+        processes=config["processes"],
+        processes_per_node=config["processes"],
+        precision="fp32",
+        checkpointed_layers=0,
+        on_gpu=False,
+    )
+    return host_bytes(shape, setting) / GIB
 
 
 def test_the_real_command_trains_in_two_processes_and_stops_on_sigterm(tmp_path: Path) -> None:
@@ -55,6 +75,8 @@ def test_the_real_command_trains_in_two_processes_and_stops_on_sigterm(tmp_path:
     [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
     assert read_manifest(checkpoint).about["step"] == lines[-1]["step"] >= 3
     assert verify(checkpoint) == []
+    held = max(line["host_memory_gib"] for line in lines)
+    assert held == pytest.approx(planned_gib(config), rel=0.25)
     noise = [x for x in log.read_text().splitlines() if not x.startswith("::finetune")]
     assert len(noise) == 1 and noise[0].startswith("stopped by SIGTERM after step")
 

@@ -20,7 +20,7 @@ from tests.training.volume import make_config, make_model, make_volume, read_lin
 from trainer.events import parse_event
 from trainer.model_shape import ModelShape
 from trainer.training.flops import peak_flops, step_flops
-from trainer.training.pace import Pace, times_left
+from trainer.training.pace import RECENT, Pace, times_left
 
 ENGINE = "trainer.training.engine"
 
@@ -107,6 +107,14 @@ def test_time_left_counts_validation_and_checkpoints() -> None:
     assert pace.remaining_seconds(left, {"validation": 5.0}) == 10 * 3 + 3 * 1 + 2 * 5
     pace.add("validation", 7.0)
     assert pace.remaining_seconds(left, {"validation": 5.0}) == 10 * 3 + 3 * 1 + 2 * 7
+
+
+def test_time_left_forgets_how_busy_the_machine_was_an_hour_ago() -> None:
+    pace = Pace()
+    for seconds in [30.0] * 300 + [1.0] * RECENT:
+        pace.add("step", seconds)
+    assert pace.remaining_seconds({"step": 50}, {}, recent=True) == 50
+    assert pace.remaining_seconds({"step": 50}, {}) > 1000  # by which a budget decides
 
 
 @pytest.mark.parametrize("total", [1, 12, 13])

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoints.folder import name_of, size_of, steps_there
+from trainer.memory_model import BESIDE_TENSORS, GIB
 from trainer.plan_facts import step_seconds
 from trainer.report.times import STOPPED, ledger
 from trainer.run_folder import RunFolder
@@ -61,11 +63,25 @@ def plan_against_fact(run: RunFolder, record: Mapping[str, Any]) -> list[tuple[s
         ("steps", plan["steps"], steps[-1]["step"] if steps else None),
         ("contexts in a micro-batch", plan["batch_size"], _batch_size(record)),
         ("seconds a step", plan["seconds_per_step"], step_seconds(run.metrics)),
-        ("hours", plan["hours"], busy / 3600 if busy else None),
-        ("GPU memory, GiB", plan["gpu_memory_gib"] or None, max(gpu, default=None)),
-        ("host memory, GiB", plan["host_memory_gib"], max(host, default=None)),
+        ("hours of training and evaluating", plan["hours"], held or None),
+        ("hours in all", None, busy / 3600 if busy else None),
+        ("memory of each GPU, tensors, GiB", _of_tensors(plan) or None, max(gpu, default=None)),
+        ("host memory of each node, GiB", plan["host_memory_gib"], max(host, default=None)),
+        ("a checkpoint, GiB", plan.get("checkpoint_gib"), _checkpoint_gib(run)),
         ("dollars", plan["dollars"] or None, price * held if price else None),
     ]
+
+
+def _of_tensors(plan: Mapping[str, Any]) -> float:
+    """What is planned of a GPU for what training measures: tensors alone."""
+    parts = plan.get("gpu_memory_parts_gib", {})
+    return plan["gpu_memory_gib"] - sum(parts.get(name, 0.0) for name in BESIDE_TENSORS)
+
+
+def _checkpoint_gib(run: RunFolder) -> float | None:
+    """Of the newest checkpoint that is there."""
+    there = steps_there(run.checkpoints)
+    return size_of(run.checkpoints / name_of(there[-1])) / GIB if there else None
 
 
 def _batch_size(record: Mapping[str, Any]) -> int | None:

@@ -13,6 +13,7 @@ import psutil
 from trainer.config import ServeConfig
 from trainer.durable import write_atomically
 from trainer.errors import RequestError, StepError
+from trainer.serving import lease
 from trainer.serving.engine import Engine, Limits
 from trainer.serving.loading import (
     About,
@@ -36,6 +37,8 @@ def run(config: ServeConfig) -> StepResult:
     """Serve until SIGTERM or SIGINT; write the ready file once the model has answered."""
     begin = psutil.Process().create_time()
     print(f"imports: {time.time() - begin:.2f} s", flush=True)
+    if config.record_file:
+        lease.hold(Path(config.record_file))
     folder = path_on_volume(config.volume, "model", config.model)
     if not folder.is_dir():
         raise RequestError(f"model is not a folder on the volume (got {config.model!r}).")

@@ -6,6 +6,7 @@ A folder or one file on the volume, or any fsspec URL. Files of folders: `.txt`,
 
 import hashlib
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -88,10 +89,25 @@ def _walk(folder: str, below: str, above: set[tuple[int, int]]) -> Iterator[Sour
         if entry.is_dir():
             yield from _walk(entry.path, f"{below}{entry.name}/", above | {identity})
         elif kind := _kind(entry.name):
-            try:
-                yield _local_source(below + entry.name, entry.path, entry.stat(), *kind)
-            except OSError as error:
-                raise StepError(f"{entry.path} can't be read: {error.strerror}.") from error
+            yield _local_source(below + entry.name, entry.path, _status(entry, below), *kind)
+
+
+def _status(entry: os.DirEntry[str], below: str) -> os.stat_result:
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            raise StepError(f"{entry.path} can't be read: {error.strerror}.") from error
+        raise RequestError(
+            f"dataset file {below}{entry.name} is a link that leads nowhere "
+            f"(got {os.readlink(entry.path)!r}). Mend it, or take it out of the dataset."
+        ) from error
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for a writer for ever
+        raise RequestError(
+            f"dataset file {below}{entry.name} is a pipe, socket or device. "
+            "Only ordinary files are read. Take it out of the dataset."
+        )
+    return status
 
 
 def _local_source(

@@ -18,6 +18,8 @@ AIM = 0.97
 """Of the time left: a schedule is planned to take so much of it, ..."""
 LEAST = 0.9
 """... and is planned anew when it would take more than all of it, or less than this."""
+AFTER_TRAINING = ("final model", "evaluation")
+"""Parts of the plan's hours."""
 BELIEVED = 0.02
 """Of the time left: so long has to be measured before its pace is believed."""
 
@@ -25,9 +27,8 @@ BELIEVED = 0.02
 def end_by(config: FinetuneConfig, run: RunFolder, now: float) -> float:
     """When training has to have ended (Unix time); 0: no limit.
 
-    What the run took so far counts, over all its attempts, and what evaluating is planned
-    to take after it. A run that was stopped takes no hours, and one that waits for a
-    machine no dollars.
+    What the run took so far counts, over all its attempts, and what is planned to come after
+    training. A run that was stopped takes no hours, and one that waits for a machine no dollars.
 
     Raises:
         RequestError: Dollars are limited, and what an hour costs is not known.
@@ -42,7 +43,8 @@ def end_by(config: FinetuneConfig, run: RunFolder, now: float) -> float:
     if budget.deadline:
         moment = datetime.fromisoformat(budget.deadline)
         limits.append((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    reserve = plan.get("evaluation_seconds", 0.0)
+    parts = plan.get("hours_parts", {})
+    reserve = 3600 * sum(parts.get(name, 0.0) for name in AFTER_TRAINING)
     return max(1.0, min(limits) - reserve) if limits else 0.0
 
 

@@ -173,7 +173,7 @@ class Loop:
             unit="steps",
             loss=line["loss"],
             tokens_per_second=line["tokens_per_second"],
-            remaining_seconds=self.measures.remaining_seconds(done, total),
+            remaining_seconds=self.measures.remaining_seconds(done, total, recent=True),
         )
 
     def _keep_to_budget(self) -> None:

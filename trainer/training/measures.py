@@ -11,7 +11,8 @@ from trainer.training.batches import trained_tokens
 from trainer.training.engine import Engine
 from trainer.training.flops import peak_flops, step_flops
 from trainer.training.job import Job
-from trainer.training.pace import Pace, memory_in_use, times_left
+from trainer.training.memory_use import HostPeak, gpu_peak_gib
+from trainer.training.pace import Pace, times_left
 from trainer.training.saving import Saver
 from trainer.training.validation import held_out
 
@@ -23,6 +24,7 @@ class Measures:
         self.pace = Pace()
         self._job, self._store, self._saver = job, store, saver
         self._world = engine.options.world
+        self._host = HostPeak(engine.options.rank % job.config.processes == 0)
         self._shape = _shape(job)
         on_gpu = engine.device.type == "cuda"
         self._peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
@@ -30,9 +32,9 @@ class Measures:
         self._tokens = 0  # trained by this process and its like since they began
 
     def host_gib(self) -> float:
-        """Host memory of this process, to be added up over the processes."""
-        host, self._gpu_gib = memory_in_use()
-        return host
+        """This process' part of a node's host memory, to be added up over all processes."""
+        self._gpu_gib = gpu_peak_gib()
+        return self._host.gib() / self._job.config.nodes
 
     def of_step(self, contexts: np.ndarray, seconds: float) -> dict[str, float]:
         """The measured fields of a step's line.
@@ -58,8 +60,12 @@ class Measures:
                 found["peak_share"] = per_second / (self._peak * self._world)
         return found
 
-    def remaining_seconds(self, done: int, total: int) -> float:
-        """From `done` steps to `total`: steps, validations, samples and checkpoints."""
+    def remaining_seconds(self, done: int, total: int, *, recent: bool = False) -> float:
+        """From `done` steps to `total`: steps, validations, samples and checkpoints.
+
+        Args:
+            recent: Go by the latest of each alone, as who watches does; else by all of them.
+        """
         config = self._job.config
         saves = times_left(config.save_steps, done, total)
         if minutes := config.checkpoints.every_minutes:  # whichever comes more often
@@ -68,7 +74,8 @@ class Measures:
         left = {"step": total - done, "validation": saves, "checkpoint": saves}
         if config.prompt_file:
             left["samples"] = samples
-        return self.pace.remaining_seconds(left, {"validation": self._expected_validation()})
+        expected = {"validation": self._expected_validation()}
+        return self.pace.remaining_seconds(left, expected, recent=recent)
 
     def _expected_validation(self) -> float:
         """By the speed of training, of which a forward pass is a third."""

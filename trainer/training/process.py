@@ -27,7 +27,7 @@ from trainer.training.final import write_final
 from trainer.training.job import Job
 from trainer.training.looking import Looks
 from trainer.training.loop import Loop, Progress
-from trainer.training.pace import memory_in_use
+from trainer.training.memory_use import gpu_peak_gib
 from trainer.training.partitions import (
     put_in_place,
     set_optimizer_state,
@@ -87,7 +87,7 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
         loss = engine.loss(ids, torch.full((job.batch_size,), context))
         engine.backward(loss / ids.numel())
         engine.step(0.0)
-    peak_gib = memory_in_use()[1]
+    peak_gib = gpu_peak_gib()
     engine.close()
     return {"peak_gib": peak_gib}
 
