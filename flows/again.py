@@ -162,6 +162,7 @@ def fork(home: Path, pvc: str, run_name: str, step: int | None, asked: Parameter
             f"--as is taken (got {asked.run_name!r}). Take a name that no run has yet."
         )
     about = read_manifest(checkpoint).about
+    _refuse_the_end(run, about, asked)
     _link(checkpoint, new.checkpoints / checkpoint.name)
     for path in (run.metrics, run.samples):
         size = about["records"].get(path.name, 0)
@@ -178,6 +179,20 @@ def fork(home: Path, pvc: str, run_name: str, step: int | None, asked: Parameter
     }
     write_atomically(new.record_path, json.dumps(made, indent=1))
     return about["step"]
+
+
+def _refuse_the_end(run: RunFolder, about: Mapping[str, Any], asked: Parameters) -> None:
+    """Raise RequestError where the checkpoint is already where the new run would end."""
+    if "num_contexts" not in about:
+        return
+    each = math.ceil(about["num_contexts"] / about["global_batch"])
+    if about["step"] < each * asked.epochs:
+        return
+    there = ", ".join(map(str, steps_there(run.checkpoints)))
+    raise RequestError(
+        f"--step is where the new run ends (got {about['step']}): nothing is left to train. "
+        f"Take an earlier one (there are: {there}), or more epochs: -p epochs={asked.epochs + 1}."
+    )
 
 
 def refuse_other_fork(record: Mapping[str, Any], run: str, step: int | None, name: str) -> None:

@@ -18,7 +18,7 @@ def compare(one: RunFolder, other: RunFolder) -> str:
     """What differs, by kind, as text; says so where nothing does."""
     records = [run.record() or {} for run in (one, other)]
     kinds = {
-        "parameters": _differing(*(record.get("request", {}) for record in records)),
+        "parameters": _differing(*(_asked(record) for record in records)),
         "data": data_differences(*(_sources(run) for run in (one, other))),
         "versions": _differing(*(record.get("versions", {}) for record in records)),
         "code": _differing(*(_code(record) for record in records)),
@@ -38,6 +38,16 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         for name in names
         if one.get(name) != other.get(name)
     ]
+
+
+def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters that define the run, and how many processes made its batches."""
+    config = record.get("config", {})
+    processes = {
+        "trainer_gpus": config.get("processes", 1),
+        "cluster.nodes": config.get("nodes", 1),
+    }
+    return {**record.get("request", {}), **processes}
 
 
 def _digests(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class RunRow:
     model: str
     dataset: str
     base_loss: float | None
+    """On held-out text, as the finetuned model's."""
     loss: float | None
     dollars: float | None = None
     """By the plan's price, of the time that the trainer's machine was held; None: no price."""
@@ -60,7 +61,7 @@ def _row(home: Path, pvc: str, run_name: str) -> RunRow:
         model=record["request"].get("model", ""),
         dataset=record["request"].get("dataset", ""),
         base_loss=found.get("base_loss"),
-        loss=found.get("finetuned_loss", found.get("loss")),
+        loss=found.get("finetuned_loss"),
         dollars=sum(part["dollars"] for part in times(folder, record.get("plan") or {})) or None,
         created=record["created"],
     )
@@ -97,7 +98,7 @@ def runs_table(rows: Sequence[RunRow]) -> str:
     """The list as aligned text."""
     if not rows:
         return "no runs"
-    table = [("name", "state", "model", "dataset", "loss before", "after", "cost", "begun")]
+    table = [("name", "state", "model", "dataset", "held-out before", "after", "cost", "begun")]
     table += [
         (
             *(r.name, r.state, r.model, r.dataset, _loss(r.base_loss), _loss(r.loss)),
@@ -150,13 +151,17 @@ def show_run(home: Path, pvc: str, run_name: str) -> str:
         url = f"{service.url} (revision {service.revision}: {service.model})"
     if url:
         figures["served at"] = url
+    if "loss" in figures:  # of the last step's own contexts: not to be compared with the others
+        figures = {"training_loss": figures.pop("loss"), **figures}
+    parts = times(folder, record.get("plan") or {})
+    if dollars := sum(part["dollars"] for part in parts):
+        figures["cost"] = f"${dollars:,.2f}"
     lines += ["", *(f"{name:<20} {_figure(value)}" for name, value in figures.items())]
     step = _last_step(folder.metrics)
     if step:
         lines.append(f"{'last step':<20} {step}")
     if saved := steps_there(folder.checkpoints):
         lines.append(f"{'last checkpoint':<20} {saved[-1]}")
-    parts = times(folder, record.get("plan") or {})
     lines += ["", *(f"{p['name']:<20} {format_seconds(p['seconds'])}" for p in parts)]
     lines += ["", *(f"{name:<20} {value!r}" for name, value in record["request"].items())]
     return "\n".join(lines)

@@ -246,22 +246,22 @@ def _gpu_gradients(shape: ModelShape, setting: Setting) -> int:
     if stage == 0:
         return trained
     passing = 2 * min(shape.largest_tensor, trained)
-    if stage >= 2:
-        passing += _bucket(trained, setting)
+    passing += _buckets(trained, setting)
     if setting.offload:
         return passing
     return passing + trained // setting.share(2)
 
 
-def _bucket(trained: int, setting: Setting) -> int:
+def _buckets(trained: int, setting: Setting) -> int:
     """Numbers where gradients are collected to be reduced.
 
     Without a GPU what no gradient fills is never touched. There gloo works on a copy of its own,
-    and stage 3 had made one in the partitions' order (reduce_scatter_coalesced).
+    and stage 3 has made one in the partitions' order (reduce_scatter_coalesced).
     """
     if setting.on_gpu:
-        return REDUCE_BUCKET
-    return min(REDUCE_BUCKET, trained) * (3 if setting.stage == 3 else 1)
+        return REDUCE_BUCKET if setting.stage >= 2 else 0
+    copies = 1 if setting.processes == 1 else 3 if setting.stage == 3 else 2
+    return min(REDUCE_BUCKET, trained) * copies
 
 
 def _kept(shape: ModelShape, setting: Setting) -> int:

@@ -81,6 +81,15 @@ def test_a_fork_goes_on_from_the_newest_checkpoint_by_itself(home: Path) -> None
     assert again.fork(home, PVC, "one", None, asked(home)) == 4
 
 
+def test_a_fork_with_nothing_left_to_train_is_refused(home: Path) -> None:
+    end = {"step": 9, "num_contexts": 17, "global_batch": 2, "records": {}}
+    sealed(home / PVC / "one/checkpoints/step-00000009", "weights 9", end)
+    with pytest.raises(RequestError, match=r"nothing is left .*2, 4, 9\), .*-p epochs=2"):
+        again.fork(home, PVC, "one", None, asked(home, learn_rate="1e-6"))
+    assert not (home / PVC / "new").exists()
+    assert again.fork(home, PVC, "one", None, asked(home, epochs="2")) == 9
+
+
 def test_what_cannot_be_forked_is_refused(home: Path) -> None:
     with pytest.raises(RequestError, match=r"--step is no checkpoint of one \(got 3\).* 2, 4\."):
         again.fork(home, PVC, "one", 3, asked(home))
@@ -194,7 +203,11 @@ def test_a_trial_which_is_not_served_is_listed_as_evaluated(home: Path) -> None:
     run = RunFolder(home / PVC, "one")
     for step in ("fetch", "tokenize", "finetune"):
         run.record_outcome(Outcome(step=step, status="done"))
-    assert [row.state for row in list_runs(home, PVC)] == ["stopped before evaluate"]
+    trained = Outcome(step="finetune", status="done", result={"loss": 1.5})
+    run.record_outcome(trained)
+    (row,) = list_runs(home, PVC)
+    assert (row.state, row.loss) == ("stopped before evaluate", None)  # 1.5 is no held-out loss
+    assert "training_loss        1.5000\n" in show_run(home, PVC, "one")
     run.record_outcome(Outcome(step="evaluate", status="done", result={"loss": 2.345678}))
     assert [row.state for row in list_runs(home, PVC)] == ["evaluated"]
     assert "finetuned_loss       2.3457\n" in show_run(home, PVC, "one")
@@ -221,10 +234,12 @@ def test_a_run_in_training_shows_how_far_it_is(home: Path, monkeypatch: Any) -> 
 def test_two_runs_are_compared_by_kind(home: Path) -> None:
     request = {**REQUEST, "epochs": 3}
     code = {"id": "org/m", "commit": "c0ffee", "files": {"modeling.py": "12ab"}}
-    make_run(home, "two", [5.0, 4.5], request=request, versions={"torch": "2"}, code=code)
+    changed = {"versions": {"torch": "2"}, "code": code, "config": {"processes": 2}}
+    make_run(home, "two", [5.0, 4.5], request=request, **changed)
     text = compare(*(RunFolder(home / PVC, name) for name in ("one", "two")))
     for line in (
         "epochs: 1 | 3",
+        "trainer_gpus: 1 | 2",  # no part of the request: a run may go on with others
         "torch: '1' | '2'",
         "commit: None | 'c0ffee'",
         "modeling.py: 'not set' | '12ab'",

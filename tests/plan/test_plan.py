@@ -175,7 +175,10 @@ def test_plan_for_a_cpu_needs_host_memory_alone() -> None:
         ({"trainer_gpus": 2}, 1.10),
         ({"n_embd": 512, "n_layer": 8}, 1.28),
         ({"n_embd": 512, "n_layer": 8, "trainer_gpus": 2}, 2.98),
+        ({"n_embd": 512, "n_layer": 8, "trainer_gpus": 2, "zero_stage": 1}, 2.57),
+        ({"n_embd": 512, "n_layer": 8, "trainer_gpus": 2, "zero_stage": 2}, 2.45),
         ({"n_embd": 1024, "n_layer": 7}, 3.04),
+        ({"n_embd": 1024, "n_layer": 7, "trainer_gpus": 2, "zero_stage": 1}, 6.17),
         ({"n_embd": 1024, "n_layer": 7, "trainer_gpus": 2}, 7.20),
     ],
 )
