@@ -22,8 +22,8 @@ LIGHT = (
     "trainer.config trainer.parameter_types trainer.parsing trainer.topics trainer.volume_paths "
     "trainer.errors trainer.events trainer.durable trainer.outcome trainer.run_folder "
     "trainer.checkpoints trainer.memory_choice trainer.memory_model trainer.model_shape "
-    "trainer.context_count trainer.plan_facts trainer.journal trainer.report "
-    "trainer.serving.gate trainer.serving.deploy trainer.serving.history"
+    "trainer.context_count trainer.setting_problems trainer.plan_facts trainer.journal "
+    "trainer.report trainer.serving.gate trainer.serving.deploy trainer.serving.history"
 ).split()
 # What a command that shows tokens or manifests loads when it is called, and nothing else does.
 WHEN_CALLED = ("trainer.tokens", "trainer.fetch.hub")

@@ -11,6 +11,7 @@ from trainer import memory_model
 from trainer.memory_choice import USABLE_SHARE
 from trainer.memory_model import GIB, Setting
 from trainer.model_shape import ModelShape
+from trainer.setting_problems import setting_problems
 
 
 def context_problems(shape: ModelShape, parameters: Mapping[str, Any]) -> list[str]:
@@ -38,6 +39,23 @@ def does_not_fit(shape: ModelShape, smallest: Setting, machine: Machine, memory_
         f"model does not fit {where} with any setting (got {needed:.1f} GiB at the least). "
         f"{usable:.1f} of {memory_gib:.1f} GiB can be planned with. "
         f"Take {', '.join(ways)}, or a smaller context or model."
+    )
+
+
+def settings_problems(parameters: Mapping[str, Any], machine: Machine) -> list[str]:
+    optimizer, kernels = parameters["optimizer"], parameters["kernels"]
+    return list(
+        setting_problems(
+            on_gpu=machine.gpu is not None,
+            force_fp16=parameters["force_fp16"],
+            precision=parameters["precision"],
+            adam_bits=optimizer["adam_bits"],
+            offload=optimizer["offload"],
+            liger=kernels["liger"],
+            compile=kernels["compile"],
+            zero_stage=parameters["zero_stage"],
+            processes=parameters["trainer_gpus"] * machine.nodes,
+        )
     )
 
 

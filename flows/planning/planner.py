@@ -49,7 +49,7 @@ def plan(
     machine = Machine.of(parameters, gpu, place)
     setting, setting_problems = _setting(shape, parameters, machine)
     if machine.is_known:  # else there is nothing that the model could fit
-        problems += setting_problems
+        problems += setting_problems + gates.settings_problems(parameters, machine)
     return _plan(
         Work.of(shape, parameters, setting, num_contexts, num_train_contexts, fetches=fetches),
         machine,

@@ -166,6 +166,16 @@ def test_plan_for_a_cpu_needs_host_memory_alone() -> None:
     assert made.dollars == 0
 
 
+def test_settings_that_need_a_gpu_are_refused_for_a_cpu_before_anything_starts() -> None:
+    place = Place(on_cpu=True, memory_gib=16, cores=2)
+    asked = {"force_fp16": True, "kernels": {"liger": True, "compile": True}, "trainer_gpus": 2}
+    problems = planned(GPT_2, 1000, place, context=128, **asked).problems
+    names = ["force_fp16 asks for fp16", "kernels.liger is made of GPU", "kernels.compile can't"]
+    assert [p.startswith(name) for p, name in zip(problems, names, strict=True)] == [True] * 3
+    on_gpus = planned(context=128, force_fp16=True, kernels={"liger": True, "compile": False})
+    assert on_gpus.problems == []
+
+
 @pytest.mark.parametrize(
     ("changes", "gib"),
     [

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.config import FinetuneConfig
 from trainer.errors import RequestError
+from trainer.setting_problems import setting_problems
 from trainer.tokens.store import Manifest, TokenStore
 from trainer.training.sizing import has_gpu
 from trainer.volume_paths import path_on_volume
@@ -68,25 +69,14 @@ def _of_settings(config: FinetuneConfig) -> Iterator[str]:
             f"prompt_file is not there (got {prompts!r}). "
             "Name a UTF-8 text file on the volume, one prompt a line."
         )
-    if (config.force_fp16 or config.precision == "fp16") and not has_gpu():
-        name = "force_fp16" if config.force_fp16 else "precision"
-        yield (
-            f"{name} asks for fp16, which DeepSpeed trains on a GPU alone (got no GPU). "
-            "Take precision=bf16 or fp32 here."
-        )
-    if config.optimizer.adam_bits == 8 and config.optimizer.offload == "always":
-        yield (
-            "optimizer.adam_bits is of an Adam that can't be in host memory (got 8, with offload "
-            "'always'). Take adam_bits=32, or leave offload out."
-        )
-    if config.kernels.liger and not has_gpu():
-        yield (
-            "kernels.liger is made of GPU code (got no GPU). Leave it out here, or try "
-            "kernels.compile."
-        )
-    processes = config.processes * config.nodes
-    if config.kernels.compile and config.zero_stage == 3 and processes > 1:
-        yield (
-            "kernels.compile can't compile layers whose weights are spread (got zero_stage 3 over "
-            f"{processes} processes). Take zero_stage 2, or leave it out."
-        )
+    yield from setting_problems(
+        on_gpu=has_gpu(),
+        force_fp16=config.force_fp16,
+        precision=config.precision,
+        adam_bits=config.optimizer.adam_bits,
+        offload=config.optimizer.offload,
+        liger=config.kernels.liger,
+        compile=config.kernels.compile,
+        zero_stage=config.zero_stage,
+        processes=config.processes * config.nodes,
+    )
