@@ -13,7 +13,7 @@ Source: ZeRO (arXiv 1910.02054) for the partitions; Korthikanti et al. (arXiv
 2205.05198) for activations, with the tensors that transformers 5.23 really keeps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -200,26 +200,6 @@ def effective_stage(asked: int, processes: int, precision: Precision, offload: b
     """
     least = 0 if precision == "fp32" else 1
     return least if processes == 1 and not offload else max(asked, least)
-
-
-def adapter_parameters(shape: ModelShape, rank: int, target_modules: Sequence[str]) -> int:
-    """Numbers in LoRA's adapters: two thin matrices beside each matrix that gets one.
-
-    Without `target_modules` peft adapts queries and values, or the matrix that makes them.
-    """
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    inwards, outwards = shape.width + shape.inner, shape.inner + shape.width
-    sides = {
-        **dict.fromkeys(
-            ("query_key_value", "c_attn", "qkv_proj"), shape.width + queries + 2 * keys
-        ),
-        **dict.fromkeys(("q_proj", "o_proj", "out_proj", "dense"), shape.width + queries),
-        **dict.fromkeys(("k_proj", "v_proj"), shape.width + keys),
-        **dict.fromkeys(("fc_in", "c_fc", "dense_h_to_4h", "up_proj", "gate_proj"), inwards),
-        **dict.fromkeys(("fc_out", "dense_4h_to_h", "down_proj"), outwards),
-    }
-    names = target_modules or ("q_proj", "v_proj")
-    return rank * shape.layers * sum(sides.get(n.rpartition(".")[2], inwards) for n in names)
 
 
 def _weights(shape: ModelShape, setting: Setting) -> int:

@@ -4,7 +4,7 @@ Reads the names that GPT-2, GPT-Neo, GPT-J, GPT-NeoX, OPT, Bloom, Llama and thei
 use; imports neither torch nor transformers, so that a plan needs neither.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,26 @@ class ModelShape:
             # As trainer/models/loading.py: base_dtype.
             stored_bytes=_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4),
         )
+
+
+def adapter_parameters(shape: ModelShape, rank: int, target_modules: Sequence[str]) -> int:
+    """Numbers in LoRA's adapters: two thin matrices beside each matrix that gets one.
+
+    Without `target_modules` peft adapts queries and values, or the matrix that makes them.
+    """
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    inwards, outwards = shape.width + shape.inner, shape.inner + shape.width
+    sides = {
+        **dict.fromkeys(
+            ("query_key_value", "c_attn", "qkv_proj"), shape.width + queries + 2 * keys
+        ),
+        **dict.fromkeys(("q_proj", "o_proj", "out_proj", "dense"), shape.width + queries),
+        **dict.fromkeys(("k_proj", "v_proj"), shape.width + keys),
+        **dict.fromkeys(("fc_in", "c_fc", "dense_h_to_4h", "up_proj", "gate_proj"), inwards),
+        **dict.fromkeys(("fc_out", "dense_4h_to_h", "down_proj"), outwards),
+    }
+    names = target_modules or ("q_proj", "v_proj")
+    return rank * shape.layers * sum(sides.get(n.rpartition(".")[2], inwards) for n in names)
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

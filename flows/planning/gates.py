@@ -34,6 +34,8 @@ def does_not_fit(shape: ModelShape, smallest: Setting, machine: Machine, memory_
         ways.append("zero_stage=3")
     if machine.gpu:
         ways.append("more trainer_gpus")
+    if smallest.trained_parameters is None:
+        ways.append("lora")
     where = f"the memory of {machine.gpu_name}" if machine.gpu else "this machine's memory"
     return (
         f"model does not fit {where} with any setting (got {needed:.1f} GiB at the least). "
@@ -66,7 +68,7 @@ def host_problems(shape: ModelShape, setting: Setting, machine: Machine) -> list
     return [
         f"trainer_ram is too little (got {machine.memory_gib:.0f} GiB). Training needs "
         f"{needed:.0f} GiB of host memory. Set trainer_ram={math.ceil(needed * 1.1)}, "
-        "or take GPUs that hold the optimizer."
+        "or take GPUs that hold the optimizer, or lora."
     ]
 
 
@@ -76,7 +78,7 @@ def work_problems(work: Work, machine: Machine) -> list[str]:
         problems.append(
             f"dataset is too small (got {work.num_train_contexts} contexts to train on). One step "
             f"takes {work.global_batch}: batch_size {work.setting.batch_size} x gradients "
-            f"{work.gradients} x trainer_gpus {work.setting.processes}. "
+            f"{work.gradients} x {_processes(work.setting)}. "
             "Add text, or set context, batch_size or gradients lower."
         )
     needed = work.disk_bytes / GIB
@@ -85,9 +87,15 @@ def work_problems(work: Work, machine: Machine) -> list[str]:
             f"pvc has too little room (got {machine.free_gib:.1f} GiB free). {needed:.1f} GiB are "
             f"needed for {work.kept_checkpoints + 1} checkpoints, the final model"
             f"{', the base model' * work.fetches} and the tokens. "
-            "Free or add space, or keep fewer checkpoints."
+            "Free or add space, or keep fewer checkpoints (checkpoints.keep_last)."
         )
     return problems
+
+
+def _processes(setting: Setting) -> str:
+    """How many train together, in the words of the parameters that say so."""
+    nodes = setting.processes // setting.processes_per_node
+    return f"trainer_gpus {setting.processes_per_node}" + f" x cluster.nodes {nodes}" * (nodes > 1)
 
 
 def budget_problems(

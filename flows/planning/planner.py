@@ -11,7 +11,7 @@ from flows.planning.work import Machine, Place, Work
 from infra.catalogue import Gpu, Prices, find_gpu
 from trainer import memory_choice, memory_model
 from trainer.memory_model import GIB, Precision, Setting
-from trainer.model_shape import ModelShape
+from trainer.model_shape import ModelShape, adapter_parameters
 from trainer.topics import LoraConfig
 
 
@@ -126,7 +126,7 @@ def _trained(shape: ModelShape, parameters: Mapping[str, Any]) -> int | None:
     lora = parameters.get("lora")
     if lora is None:
         return None
-    return memory_model.adapter_parameters(
+    return adapter_parameters(
         shape, lora.get("rank", LoraConfig.rank), lora.get("target_modules", ())
     )
 

@@ -241,7 +241,10 @@ def test_base_model_that_is_not_there_takes_room_too() -> None:
         ({"context": 4096}, ["context is larger than the model takes (got 4096)", "context=2048"]),
         ({"trainer_gpu": "A100"}, ["trainer_gpu is no class", "Did you mean A100_PCIE_40GB or"]),
         ({"trainer_gpu": "RTX_A5000", "trainer_gpus": 5}, ["trainer_gpus", "The most is 4"]),
-        ({"trainer_gpu": "RTX_A4000"}, ["does not fit the memory of RTX_A4000", "larger"]),
+        (
+            {"trainer_gpu": "RTX_A4000"},
+            ["does not fit the memory of RTX_A4000", "larger", " lora,"],
+        ),
         ({"batch_size": 64}, ["does not fit", "batch_size=1 or -1"]),
         ({"zero_stage": 0}, ["does not fit", "zero_stage=3"]),
         ({"trainer_ram": 64}, ["trainer_ram is too little (got 64 GiB)", "Set trainer_ram="]),
@@ -267,6 +270,8 @@ def test_budget_that_is_enough_is_no_problem() -> None:
 def test_dataset_smaller_than_a_step_is_refused() -> None:
     (problem,) = planned(contexts=10, batch_size=4).problems
     assert "dataset is too small (got 9 contexts to train on). One step takes 20" in problem
+    (problem,) = planned(contexts=10, batch_size=4, trainer_gpus=2, cluster={"nodes": 3}).problems
+    assert "One step takes 120: " in problem and "x trainer_gpus 2 x cluster.nodes 3." in problem
 
 
 def test_disk_holds_the_kept_checkpoints_and_one_more() -> None:

@@ -18,8 +18,8 @@ from tests.training.volume import make_config, make_volume
 from trainer.config import FinetuneConfig
 from trainer.errors import DoesNotFitError, RequestError
 from trainer.memory_choice import USABLE_SHARE
-from trainer.memory_model import CONTEXT_BYTES, Setting, adapter_parameters, gpu_bytes
-from trainer.model_shape import ModelShape
+from trainer.memory_model import CONTEXT_BYTES, Setting, gpu_bytes
+from trainer.model_shape import ModelShape, adapter_parameters
 from trainer.topics import LoraConfig, OptimizerConfig
 from trainer.training import sizing as sizing_module
 from trainer.training import step

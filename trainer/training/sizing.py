@@ -12,8 +12,8 @@ from pathlib import Path
 from trainer import memory_choice
 from trainer.config import FinetuneConfig
 from trainer.errors import DoesNotFitError, RequestError
-from trainer.memory_model import GIB, Precision, Setting, adapter_parameters, process_bytes
-from trainer.model_shape import ModelShape
+from trainer.memory_model import GIB, Precision, Setting, process_bytes
+from trainer.model_shape import ModelShape, adapter_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
