@@ -164,3 +164,12 @@ def test_a_users_files_replace_gpus_and_prices(
     monkeypatch.setenv("FINETUNE_GPUS", str(tmp_path / "none.yaml"))
     with pytest.raises(RequestError, match=r"none.yaml can't be read .*FINETUNE_GPUS"):
         planned(home, on_cluster=True)
+
+
+def test_a_model_that_is_still_to_come_takes_room_of_the_volume(home: Path) -> None:
+    to_come = planned(home)
+    (home / "finetune-data/models/gpt2/model.safetensors").touch()
+    there = planned(home)
+    assert to_come.disk_gib - there.disk_gib == pytest.approx(4 * there.parameters / 2**30)
+    streamed = planned(home, tensorizer_uri="s3://models/gpt2.tensors")
+    assert streamed.disk_gib == pytest.approx(there.disk_gib)
