@@ -17,7 +17,7 @@ def describe_progress(fields: Mapping[str, Any]) -> str:
 def describe_figures(fields: Mapping[str, Any]) -> str:
     """The figures of a progress event that stand beside its bar."""
     return ", ".join(
-        _figure(name, value)
+        _figure(f"{fields.get('unit')}_per_second" if name == "per_second" else name, value)
         for name, value in fields.items()
         if name not in _PLACE and value is not None
     )
