@@ -95,6 +95,8 @@ def corrections(volume: Path, parameters: int) -> dict[str, float]:
     for path in volume.glob("*/run.json"):
         record = RunFolder(volume, path.parent.name).record() or {}
         planned, seconds = record.get("plan"), step_seconds(path.with_name("metrics.jsonl"))
+        if planned and not planned["gpu"] and "on_cpu" not in planned:
+            continue  # by an earlier version, which planned with a slower CPU
         if planned and planned["seconds_per_step"] and seconds:
             ratio = seconds * planned["correction"] / planned["seconds_per_step"]
             same = planned["parameters"] == parameters

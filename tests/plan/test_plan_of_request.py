@@ -118,6 +118,16 @@ def test_what_earlier_runs_measured_corrects_the_time_once(home: Path) -> None:
     assert planned(home, on_cluster=True).correction == 1
 
 
+def test_a_run_planned_by_other_formulas_corrects_nothing(home: Path) -> None:
+    first = planned(home)
+    leave_a_run(home, "one", first, 3 * first.seconds_per_step)
+    path = home / "finetune-data/one/run.json"
+    record = json.loads(path.read_text())
+    del record["plan"]["on_cpu"]  # as earlier versions left it
+    path.write_text(json.dumps(record))
+    assert planned(home).correction == 1
+
+
 @pytest.mark.parametrize(
     ("budget", "told"),
     [
