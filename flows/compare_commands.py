@@ -8,7 +8,7 @@ import click
 from flows import overview
 from flows.options import home_option, pvc_option
 from flows.parameters import Parameters
-from trainer.errors import EXIT_FAILED
+from trainer.errors import EXIT_FAILED, RequestError
 from trainer.run_folder import RunFolder
 
 
@@ -38,6 +38,8 @@ def reproduce(run: str, name: str | None, home: Path, pvc: str) -> None:
     from flows.running import run_flow
 
     known = overview.known_run(home, pvc, run)
+    if name == run:
+        raise RequestError(f"--as is RUN itself (got {run!r}). Take another name.")
     again.refuse_unfinished(known)
     asked = again.recorded_parameters(known, pvc, name or f"{run}-again", **again.worked_out(known))
     for missing in again.what_is_missing(known, home, pvc):

@@ -62,7 +62,7 @@ def plan_with(facts: PlanFacts, parameters: Parameters, *, on_cluster: bool) -> 
         place=_place(facts.free_gib, on_cluster=on_cluster),
         num_train_contexts=facts.num_train_contexts,
         estimated=facts.estimated,
-        fetches=facts.fetches,
+        fetches=facts.fetches and not parameters.tensorizer_uri,
         correction=facts.corrections.get(parameters.trainer_gpu if on_cluster else "", 1.0),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, model_validator
 
 from trainer.errors import StepError
 
@@ -31,8 +31,8 @@ class Range(BaseModel):
     @model_validator(mode="after")
     def _in_order(self) -> "Range":
         if not self.min < self.max or (self.log and self.min <= 0):
-            above = " and above 0" if self.log else ""
-            raise ValueError(f"must have min below max{above} (got {self.min} to {self.max})")
+            above = ", or not above 0 as log needs it" if self.log else ""
+            raise ValueError(f"min is not below max{above} (got {self.min} to {self.max}).")
         return self
 
     def at(self, share: float) -> float:
@@ -52,7 +52,11 @@ class Range(BaseModel):
         return list(dict.fromkeys(points))
 
 
-Values = list[Any] | Range
+Values = Annotated[
+    # Told apart beforehand, so that what is wrong is said of the one that was meant.
+    Annotated[list[Any], Tag("list")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda given: "list" if isinstance(given, list) else "range"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,17 +17,15 @@ def describe_progress(fields: Mapping[str, Any]) -> str:
 def describe_figures(fields: Mapping[str, Any]) -> str:
     """The figures of a progress event that stand beside its bar."""
     return ", ".join(
-        _figure(name, value, str(fields.get("unit", "")))
+        _figure(f"{fields.get('unit')}_per_second" if name == "per_second" else name, value)
         for name, value in fields.items()
         if name not in _PLACE and value is not None
     )
 
 
-def _figure(name: str, value: Any, of: str) -> str:
+def _figure(name: str, value: Any) -> str:
     if name == "remaining_seconds":
         return f"{format_seconds(value)} left"
-    if name == "per_second":
-        return f"{_count(value)} {of}/s"
     unit = name.replace("_per_second", "/s").replace("_", " ")
     if isinstance(value, float):
         return f"{unit} {value:.4g}" if "/s" not in unit else f"{_count(value)} {unit}"

@@ -72,6 +72,7 @@ def gather(
         ValueError: The model's config.json says too little to plan with.
     """
     volume, shape = Path(config.volume), ModelShape.from_config(model_config)
+    here = volume / config.model
     counted = count_contexts(config, sources) if num_contexts is None else None
     return PlanFacts(
         shape=shape,
@@ -80,7 +81,7 @@ def gather(
         estimated=counted.estimated if counted else False,
         free_gib=shutil.disk_usage(volume).free / GIB if volume.is_dir() else None,
         admitted=bool(config.run_name) and RunFolder(volume, config.run_name).record() is not None,
-        fetches=not any((volume / config.model).glob("*.safetensors")),
+        fetches=not any(next(here.glob(kind), None) for kind in ("*.safetensors", "*.bin")),
         corrections=corrections(volume, shape.parameters),
     )
 
@@ -94,6 +95,8 @@ def corrections(volume: Path, parameters: int) -> dict[str, float]:
     for path in volume.glob("*/run.json"):
         record = RunFolder(volume, path.parent.name).record() or {}
         planned, seconds = record.get("plan"), step_seconds(path.with_name("metrics.jsonl"))
+        if planned and not planned["gpu"] and "on_cpu" not in planned:
+            continue  # by an earlier version, which planned with a slower CPU
         if planned and planned["seconds_per_step"] and seconds:
             ratio = seconds * planned["correction"] / planned["seconds_per_step"]
             same = planned["parameters"] == parameters

@@ -1,12 +1,13 @@
 """A plan, as the command line, the UI and the report show it."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.wording import format_seconds
 
-DIGITS = 4  # after the point, in the JSON
+DIGITS = 4  # after the point, in the JSON; as many that say something of what is below 1
 LEAST_GIB = 0.005  # of a part, to be named
 
 
@@ -151,7 +152,8 @@ def _parts(parts: dict[str, float]) -> str:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, DIGITS)
+        zeros = -math.floor(math.log10(abs(value))) - 1 if 0 < abs(value) < 1 else 0
+        return round(value, DIGITS + zeros)
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
     return value

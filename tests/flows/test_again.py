@@ -122,6 +122,12 @@ def test_a_run_without_a_final_model_is_not_made_again(home: Path) -> None:
     assert not (home / PVC / "one-again").exists()
 
 
+def test_a_run_is_not_made_again_as_itself(home: Path) -> None:
+    asked = CliRunner().invoke(reproduce, ["one", "--as", "one", "--home", str(home)])
+    assert isinstance(asked.exception, RequestError)
+    assert str(asked.exception).startswith("--as is RUN itself (got 'one')")
+
+
 def test_what_stands_in_the_way_of_the_same_bytes_is_named(home: Path) -> None:
     dataset, one = home / PVC / "dataset", RunFolder(home / PVC, "one")
     assert "dataset is not there" in "\n".join(again.what_is_missing(one, home, PVC))

@@ -20,6 +20,7 @@ from tests.flows.small_volume import PVC, finetune
 from tests.flows.test_deployment import api
 from tests.flows.test_pipeline import REQUEST
 from trainer.errors import RequestError, StepError
+from trainer.parsing import load_parameters
 
 RATES = Range(min=1e-5, max=1e-3, log=True)
 
@@ -95,8 +96,16 @@ def test_the_picture_has_an_axis_for_each_parameter_and_a_line_for_each_trial() 
 
 @pytest.mark.parametrize("wrong", [{"min": 2, "max": 1}, {"min": 0, "max": 1, "log": True}])
 def test_a_range_that_is_none_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValidationError, match="min below max"):
+    with pytest.raises(ValidationError, match="min is not below max"):
         Range.model_validate(wrong)
+
+
+def test_what_is_wrong_with_a_range_is_said_once() -> None:
+    over = json.dumps({"learn_rate": {"min": 1e-3, "max": 1e-5}})
+    with pytest.raises(RequestError) as refused:
+        load_parameters(SweepParameters, {"run_name": "rates", "over": over})
+    told = "over.learn_rate.range.min is not below max (got 0.001 to 1e-05)."
+    assert str(refused.value) == told
 
 
 def test_values_are_read_from_the_command_line() -> None:

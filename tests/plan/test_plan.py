@@ -93,6 +93,14 @@ def test_parts_add_up() -> None:
     assert sum(made.seconds_parts.values()) == pytest.approx(made.seconds_per_step)
 
 
+def test_small_figures_of_the_json_are_no_zeros() -> None:
+    made = planned(DEMO, 100, context=16, batch_size=1, gradients=1)
+    fields = made.to_dict()
+    assert 0 < made.seconds_per_step < 0.0005
+    assert fields["seconds_per_step"] == pytest.approx(made.seconds_per_step, rel=1e-3)
+    assert fields["hours_parts"]["steps"] == pytest.approx(made.hours_parts["steps"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("contexts", "ratio", "batch", "gradients", "gpus", "epochs", "steps"),
     [

@@ -118,6 +118,16 @@ def test_what_earlier_runs_measured_corrects_the_time_once(home: Path) -> None:
     assert planned(home, on_cluster=True).correction == 1
 
 
+def test_a_run_planned_by_other_formulas_corrects_nothing(home: Path) -> None:
+    first = planned(home)
+    leave_a_run(home, "one", first, 3 * first.seconds_per_step)
+    path = home / "finetune-data/one/run.json"
+    record = json.loads(path.read_text())
+    del record["plan"]["on_cpu"]  # as earlier versions left it
+    path.write_text(json.dumps(record))
+    assert planned(home).correction == 1
+
+
 @pytest.mark.parametrize(
     ("budget", "told"),
     [
@@ -164,3 +174,12 @@ def test_a_users_files_replace_gpus_and_prices(
     monkeypatch.setenv("FINETUNE_GPUS", str(tmp_path / "none.yaml"))
     with pytest.raises(RequestError, match=r"none.yaml can't be read .*FINETUNE_GPUS"):
         planned(home, on_cluster=True)
+
+
+def test_a_model_that_is_still_to_come_takes_room_of_the_volume(home: Path) -> None:
+    to_come = planned(home)
+    (home / "finetune-data/models/gpt2/model.safetensors").touch()
+    there = planned(home)
+    assert to_come.disk_gib - there.disk_gib == pytest.approx(4 * there.parameters / 2**30)
+    streamed = planned(home, tensorizer_uri="s3://models/gpt2.tensors")
+    assert streamed.disk_gib == pytest.approx(there.disk_gib)
