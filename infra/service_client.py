@@ -120,7 +120,16 @@ def _asked(url: str, body: dict[str, Any] | None, timeout_seconds: float) -> Ite
         with opener.open(request, timeout=timeout_seconds) as response:
             yield response
     except urllib.error.HTTPError as error:
-        raise NoAnswerError(f"{url} answered {error.code}: {error.read().decode()}") from error
+        raise NoAnswerError(f"{url} answered {error.code}: {_reason(error.read())}") from error
     except (OSError, http.client.HTTPException) as error:  # it ended, or is about to start
         reason = getattr(error, "reason", error)
         raise NoAnswerError(f"{url} does not answer ({reason}).") from error
+
+
+def _reason(body: bytes) -> str:
+    """The sentence in an answer that is an error, of either form that servers of ours have."""
+    text = body.decode(errors="replace")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        error = json.loads(text)["error"]
+        return error if isinstance(error, str) else error["message"]
+    return text

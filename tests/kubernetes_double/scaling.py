@@ -30,6 +30,10 @@ class Activity:
         """Whether it has no server, and needs none to be ready."""
         return revision in self._asleep
 
+    def is_asked(self, revision: str) -> bool:
+        """Whether a client is connected, to whose request its server may not have come yet."""
+        return self._asked[revision] > 0
+
     def note(self, answering: set[str], ended: set[str]) -> None:
         """Whose servers are ready, and whose failed: nobody waits for those any longer."""
         self._asleep -= answering | ended
@@ -39,7 +43,7 @@ class Activity:
     def wants_server(self, revision: str, predictor: Object, annotations: Object) -> bool:
         """Whether it is to have a server now; one that is to have none falls asleep."""
         last = self._last.get(revision)
-        if predictor["minReplicas"] > 0 or last is None or self._asked[revision]:
+        if predictor["minReplicas"] > 0 or last is None or self.is_asked(revision):
             return True
         minutes = float(annotations[RETENTION].removesuffix("m"))
         if time.monotonic() - last > minutes * self._minute_seconds():

@@ -134,7 +134,8 @@ class ServingControllers:
             # All traffic goes to the newest that is ready, which need not be the newest.
             self._rolled_out[metadata["uid"]] = self._latest_ready.get(metadata["uid"], "")
         for name, pod in pods.items():
-            if ready and name not in (newest, self._rolled_out.get(metadata["uid"])):
+            serves = name in (newest, self._rolled_out.get(metadata["uid"]))
+            if ready and not serves and not self._activity.is_asked(name):
                 delete(self._store, "pods", pod, "Background", None)
         port = await self._address(metadata["uid"], lambda: self._to_rolled_out(metadata))
         status = _status(metadata, newest, ready, pods.get(newest), f"http://127.0.0.1:{port}")

@@ -62,6 +62,8 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
     assert f"serves at {url}\n" in shown
     assert f"served at            {url} (revision 1: town/final)" in shown
     words = ("ask", "town", "Dust", "--max-tokens", "9")
+    refused = finetune(home, *words[:-1], "0", code=78)
+    assert refused.endswith("answered 400: max_tokens is 0, which needs echo. Ask for more.")
     assert "no earlier revision" in finetune(home, "rollback", "town", code=78)
 
     # What `no_resume=true` does: the earlier model is put aside, its service goes on.

@@ -1,6 +1,7 @@
 """Whoever tries a server is killed with kill -9: of two servers one is left, the recorded one."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def deploy(volume: Path, change: str, call: str = START) -> Iterator[int]:
         f"volume = Path(sys.argv[1]); {change}\n{call}"
     )
     command = [sys.executable, "-c", code, str(volume)]
-    deploying = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(volume.parent)}  # where it leaves what it had
+    deploying = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert deploying.stdout is not None
         yield int(deploying.stdout.readline())

@@ -11,6 +11,8 @@ from transformers import pipeline
 from trainer.models import load_model, load_tokenizer
 
 PROMPT = "The sheriff rode"
+V2 = "/v2/models/final/infer"
+TENSOR = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["A"]}
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +70,13 @@ def test_predict_samples_where_a_setting_asks_for_it_and_a_seed_repeats_it(
 def test_v2_protocol_answers_the_same(client: httpx.Client) -> None:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "data": [PROMPT, "Dust"]}
     body = {"id": "42", "inputs": [tensor], "parameters": {"max_new_tokens": 6}}
-    answer = client.post("/v2/models/final/infer", json=body).json()
+    answer = client.post(V2, json=body).json()
     assert answer["id"] == "42"
     assert answer["outputs"][0]["shape"] == [2]
     expected = predict(client, [PROMPT, "Dust"], max_new_tokens=6)
     assert answer["outputs"][0]["data"] == [texts[0] for texts in expected]
+    del body["id"]  # V2 asks for none
+    assert client.post(V2, json=body).json()["outputs"] == answer["outputs"]
 
 
 def test_completion_defaults_are_the_references(client: httpx.Client) -> None:
@@ -173,14 +177,19 @@ def test_completion_returns_as_many_sequences_as_asked(client: httpx.Client) -> 
             "min_length is more",
         ),
         (
-            "/v2/models/final/infer",
+            V2,
             {"inputs": [{"name": "x", "datatype": "INT32", "shape": [1], "data": [1]}]},
             "BYTES",
         ),
+        (V2, {"inputs": [{**TENSOR, "shape": [3]}]}, "inputs holds no texts of its shape"),
+        (V2, {"inputs": [{**TENSOR, "data": [5]}]}, "inputs holds what is no text (got 5)"),
+        (V2, {"inputs": [{**TENSOR, "name": 1}]}, "inputs.0.name: Input should be a valid string"),
+        (V2, {}, "inputs: Field required"),
+        (V2, [1], "the body: Input should be a valid dictionary"),
     ],
 )
 def test_bad_request_is_a_4xx_that_names_the_field(
-    client: httpx.Client, path: str, body: dict[str, Any], words: str
+    client: httpx.Client, path: str, body: Any, words: str
 ) -> None:
     response = client.post(path, json=body)
     assert 400 <= response.status_code < 500

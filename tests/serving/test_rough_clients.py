@@ -3,6 +3,7 @@
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -52,6 +53,39 @@ def test_what_is_no_json_object_is_refused_as_that(
         response = client.post(path, content=body, headers=headers)
         assert response.status_code == 400
         assert "error" in response.json()
+
+
+MANY = 100_000
+CROWDED = {f"{number}x": "x" for number in range(MANY)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("v2", {"inputs": [{}] * MANY}, f"inputs has too many entries (got {MANY})"),
+        ("v2", {"inputs": [{"shape": [""] * MANY}]}, "shape has too many entries"),
+        ("completions", {"prompt": [None] * MANY}, "prompt"),
+        ("completions", {"prompt": [""] * MANY}, f"too many answers (got {MANY} "),
+        ("completions", CROWDED, f"the body has too many fields (got {MANY + 1})"),
+        ("completions", {"prompt": "A", "logit_bias": CROWDED}, "logit_bias has too many fields"),
+        ("completions", {"prompt": "A", "stop": [1] * MANY}, "stop"),
+        ("chat/completions", {"messages": [{}] * MANY}, "messages[0].role"),
+        ("chat/completions", {"messages": [CROWDED]}, "messages has too many fields"),
+        ("models/final:predict", {"instances": [1] * MANY}, "instances"),
+        ("models/final:predict", {"instances": ["A"], "parameters": CROWDED}, "parameters has too"),
+    ],
+)
+def test_a_body_in_which_all_is_wrong_costs_one_sentence(
+    client: httpx.Client, service: Service, path: str, body: dict[str, Any], words: str
+) -> None:
+    before = resident_bytes(service.pid)
+    path = "/v2/models/final/infer" if path == "v2" else f"/v1/{path}"
+    model = {"model": "final"} if "completions" in path else {}
+    response = client.post(path, json={**model, **body})
+    assert response.status_code == 400
+    assert words in response.text
+    assert len(response.text) < 1000
+    assert resident_bytes(service.pid) - before < 500 * 2**20
 
 
 def test_body_beyond_the_limit_is_refused_without_being_kept(

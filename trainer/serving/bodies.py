@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 Body = TypeVar("Body")
+MAX_FIELDS = 1024  # of one object in a body: each that is wrong costs a sentence
+MAX_SHOWN = 80  # characters of a wrong value
 
 
 class ApiError(Exception):
@@ -44,6 +46,7 @@ def checked_body(cls: type[Body], given: Any) -> Body:
     Raises:
         ApiError: 400 with every problem there is, the first one's field as `param`.
     """
+    _refuse_crowds(given)
     try:
         # By way of JSON, where "strict" means JSON's own types: an integer is a number,
         # a list is a tuple, and the text "5" is no number.
@@ -54,7 +57,8 @@ def checked_body(cls: type[Body], given: Any) -> Body:
         for detail in error.errors():
             field, value = _place(detail, given)
             # A field of several types has a problem with each; one sentence will do.
-            problems.setdefault(field, _sentence(detail, field, known, value))
+            if field not in problems:
+                problems[field] = _sentence(detail, field, known, value)
         raise ApiError(400, " ".join(problems.values()), next(iter(problems))) from error
 
 
@@ -77,9 +81,31 @@ def _sentence(detail: Mapping[str, Any], field: str, known: list[str], value: An
         return f"{field} is not a parameter." + (f" Did you mean {near[0]}?" if near else "")
     if detail["type"].startswith("missing"):
         return f"{field} is required."
-    got = repr(value)
     expected = detail["msg"].removeprefix("Input ")
-    return f"{field} {expected} (got {got if len(got) <= 80 else got[:77] + '...'})."
+    return f"{field} {expected} (got {_shown(value)})."
+
+
+def _shown(value: Any) -> str:
+    # Not the whole value's representation, which may have millions of characters.
+    if isinstance(value, str | list):
+        value = value[: MAX_SHOWN + 1]
+    got = repr(value)
+    return got if len(got) <= MAX_SHOWN else got[: MAX_SHOWN - 3] + "..."
+
+
+def _refuse_crowds(given: Any) -> None:
+    """Refuse an object of so many fields that to name what is wrong with each takes minutes."""
+    top = given.items() if isinstance(given, dict) else []
+    pending = [*top, ("the body", given)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            limit = f"An object may have {MAX_FIELDS}. Send fewer."
+            raise ApiError(400, f"{name} has too many fields (got {len(value)}). {limit}", name)
+        if name != "the body":  # whose fields are there already
+            inner = value.values() if isinstance(value, dict) else value
+            inner = inner if isinstance(value, dict | list) else []
+            pending += [(name, one) for one in inner if isinstance(one, dict | list)]
 
 
 def _no_constant(name: str) -> None:

@@ -6,6 +6,7 @@ stop would have to wait for it as for an answer under way.
 
 import asyncio
 import json
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,8 +16,11 @@ PIECE_SECONDS = 20.0  # without a byte of a body that is not whole
 class HangUp:
     """ASGI middleware: the route's task is cancelled when the client disconnects."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, problem_of: Callable[[str, bytes], str]
+    ) -> None:
         self.app = app
+        self.problem_of = problem_of  # of a body that is not to be looked at further
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,6 +39,9 @@ class HangUp:
             await _refuse_body(send, 413, error)
             return
         if isinstance(body, _Gone):
+            return
+        if problem := self.problem_of(scope["path"], body):
+            await _refuse_body(send, 400, problem)
             return
         route = asyncio.create_task(self._route(scope, _replay(body), send))
         leaving = asyncio.create_task(_until_gone(receive))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MinLen
 from jinja2 import TemplateError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trainer.parameter_types import Count, CountOrZero, Positive
@@ -20,6 +21,7 @@ from trainer.serving.openai_format import (
     Share,
     StreamOptions,
     Temperature,
+    Texts,
     sampling_of,
     stop_of,
     token_text,
@@ -40,7 +42,7 @@ class ContentPart:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Message:
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)]
     name: str | None = None
     refusal: None = None  # our answers have it, and clients send them back as they came
 
@@ -56,7 +58,7 @@ class ChatBody:
     """`CreateChatCompletionRequest`, and of transformers' settings those it lacks."""
 
     model: str
-    messages: Annotated[list[Message], MinLen(1)]
+    messages: Annotated[list[Message], MinLen(1), Field(fail_fast=True)]
     frequency_penalty: Penalty | None = 0.0
     logit_bias: LogitBias | None = None
     logprobs: bool | None = False
@@ -66,7 +68,7 @@ class ChatBody:
     n: Annotated[int, Ge(1), Le(MAX_SEQUENCES)] | None = 1
     presence_penalty: Penalty | None = 0.0
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = 1.0

@@ -7,18 +7,21 @@ Source: the OpenAPI document of the OpenAI API, `CreateCompletionRequest` and
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trainer.parameter_types import CountOrZero, Positive
 from trainer.serving.bodies import ApiError
 from trainer.serving.openai_format import (
     STRICT,
+    Ids,
     LogitBias,
     Penalty,
     Seed,
     Share,
     StreamOptions,
     Temperature,
+    Texts,
     sampling_of,
     stop_of,
     token_text,
@@ -38,7 +41,8 @@ class CompletionsBody:
     """`CreateCompletionRequest`, and of transformers' settings those it lacks."""
 
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None  # a document's beginning
+    # None: a document's beginning.
+    prompt: str | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)] | None = None
     best_of: Annotated[int, Ge(0), Le(20)] | None = None
     echo: bool | None = False
     frequency_penalty: Penalty | None = 0.0
@@ -48,7 +52,7 @@ class CompletionsBody:
     n: Annotated[int, Ge(1), Le(MAX_SEQUENCES)] | None = 1
     presence_penalty: Penalty | None = 0.0
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     suffix: None = None
@@ -77,13 +81,6 @@ class Completion(OpenAiRequest[CompletionsBody]):
             for index, (_, ids) in enumerate(self.prompts)
             for choice in range(self._each)
         ]
-        if len(self.requests) > MAX_SEQUENCES:
-            raise ApiError(
-                400,
-                f"n asks for too many answers (got {len(self.requests)} with all prompts). "
-                f"One request may have {MAX_SEQUENCES}.",
-                "n",
-            )
 
     @property
     def _each(self) -> int:
@@ -104,6 +101,13 @@ class Completion(OpenAiRequest[CompletionsBody]):
             prompt = [prompt]  # type: ignore[list-item]
         if not prompt:
             raise ApiError(400, "prompt is empty. Give at least one.", "prompt")
+        if (asked := len(prompt) * self._each) > MAX_SEQUENCES:
+            raise ApiError(
+                400,
+                f"n asks for too many answers (got {asked} with all prompts). "
+                f"One request may have {MAX_SEQUENCES}.",
+                "n",
+            )
         pairs = []
         for one in prompt:
             if isinstance(one, str):

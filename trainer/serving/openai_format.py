@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 from annotated_types import Ge, Le
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from trainer.serving.bodies import ApiError
@@ -19,6 +19,9 @@ Temperature = Annotated[float, Ge(0), Le(2)]
 Share = Annotated[float, Ge(0), Le(1)]
 LogitBias = dict[str, Annotated[float, Ge(-100), Le(100)]]
 Seed = Annotated[int, Ge(-(2**63)), Le(2**63 - 1)]
+# The first thing wrong with a list will do: it may have a million.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Ids = Annotated[list[int], Field(fail_fast=True)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -7,14 +7,15 @@ fields of the reference's own inference service. Answers contain the prompt, as 
 
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MaxLen
 from fastapi import APIRouter, Request
-from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
-from pydantic import ConfigDict
+from kserve import InferRequest, InferResponse, Model
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from trainer.parameter_types import Count, CountOrZero, Positive, Seed
 from trainer.serving.bodies import ApiError, checked_body, read_json
+from trainer.serving.infer_tensors import response_of, texts_of
 from trainer.serving.sampling import Sampling
 from trainer.serving.sequences import SequenceRequest
 from trainer.serving.service import Answer, Service
@@ -26,6 +27,8 @@ MAX_SEQUENCES = 64  # answers to one request: instances x num_return_sequences
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _TopP = Annotated[float, Gt(0), Le(1)]
 _Sequences = Annotated[int, Ge(1), Le(MAX_SEQUENCES)]
+# Each word is looked for at every token, while all others wait.
+_Words = Annotated[list[str], MaxLen(1000), Field(fail_fast=True)]
 _Alpha = Annotated[float, Ge(0), Le(1)]
 
 
@@ -44,7 +47,7 @@ class CompletionBody:
     penalty_alpha: _Alpha | None = None
     num_return_sequences: _Sequences | None = 1
     stop_sequence: str | None = None
-    bad_words: list[str] | None = None
+    bad_words: _Words | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -68,7 +71,7 @@ class PredictParameters:
     penalty_alpha: _Alpha | None = None
     num_return_sequences: _Sequences | None = 1
     stop_sequence: str | None = None
-    bad_words: list[str] | None = None
+    bad_words: _Words | None = None
     seed: Seed | None = None
     return_full_text: bool | None = True
 
@@ -77,7 +80,7 @@ class PredictParameters:
 class PredictBody:
     """What `:predict` takes."""
 
-    instances: list[str]
+    instances: Annotated[list[str], Field(fail_fast=True)]
     parameters: dict[str, Any] | None = None
 
 
@@ -138,13 +141,10 @@ class PredictModel(Model):
         return {"predictions": await self._predict(body.instances, body.parameters or {})}
 
     async def _infer(self, request: InferRequest) -> InferResponse:
-        """Answer the V2 protocol: one tensor of texts in, one of answers out."""
-        tensor = _only_text_tensor(request.inputs)
-        texts = [t.decode() if isinstance(t, bytes) else str(t) for t in tensor.as_numpy().flat]
-        answers = await self._predict(texts, dict(request.parameters or {}))
+        """Answer the V2 protocol."""
+        answers = await self._predict(texts_of(request), dict(request.parameters or {}))
         flat = [answer["generated_text"] for per_text in answers for answer in per_text]
-        output = InferOutput(name="generated_text", shape=[len(flat)], datatype="BYTES", data=flat)
-        return InferResponse(response_id=request.id, model_name=self.name, infer_outputs=[output])
+        return response_of(request, self.name, flat)
 
     async def _predict(
         self, instances: list[str], parameters: dict[str, Any]
@@ -194,13 +194,6 @@ class PredictModel(Model):
             )
             for index in range(each)
         ]
-
-
-def _only_text_tensor(inputs: list[InferInput]) -> InferInput:
-    if len(inputs) != 1 or inputs[0].datatype != "BYTES":
-        got = ", ".join(f"{i.name}: {i.datatype}" for i in inputs) or "none"
-        raise ApiError(400, f"inputs is not one tensor of datatype BYTES (got {got}).", "inputs")
-    return inputs[0]
 
 
 def _new_tokens(

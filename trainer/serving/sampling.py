@@ -83,8 +83,9 @@ def penalized(
             torch.tensor(list(answer_ids), dtype=torch.long), minlength=len(scores)
         ).to(scores)
         scores -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
-    for token_id, bias in sampling.logit_bias.items():
-        scores[token_id] += bias
+    if sampling.logit_bias:
+        biased = torch.tensor(list(sampling.logit_bias), device=scores.device)
+        scores[biased] += torch.tensor(list(sampling.logit_bias.values())).to(scores)
     for word in sampling.bad_words:
         begun = len(word) - 1
         if begun == 0 or (*prompt_ids, *answer_ids)[-begun:] == word[:-1]:

@@ -13,12 +13,13 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import FastAPIDeprecationWarning
+from fastapi.exceptions import FastAPIDeprecationWarning, RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from kserve import ModelServer
@@ -31,6 +32,7 @@ from trainer.errors import EXIT_FAILED
 from trainer.serving.bodies import ApiError
 from trainer.serving.engine_metrics import register
 from trainer.serving.hang_up import HangUp
+from trainer.serving.infer_tensors import crowd_in
 from trainer.serving.openai_api import openai_router
 from trainer.serving.openai_format import error_body
 from trainer.serving.reference_api import PredictModel, completion_router
@@ -96,7 +98,7 @@ def _config(service: Service) -> uvicorn.Config:
     kserve_app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
     )
-    kserve_app.add_middleware(HangUp, max_body_bytes=MAX_BODY_BYTES)
+    kserve_app.add_middleware(HangUp, max_body_bytes=MAX_BODY_BYTES, problem_of=crowd_in)
     _quiet_logs()
     return rest.config
 
@@ -171,6 +173,10 @@ def _handle_errors(app: FastAPI) -> None:
     async def invalid_input(request: Request, error: Exception) -> JSONResponse:
         return respond(request, ApiError(400, str(error)))
 
+    async def not_of_v2(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return respond(request, ApiError(400, _problem_of_v2(error.errors()[0])))
+
     async def no_route(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}."
@@ -182,5 +188,15 @@ def _handle_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(InvalidInput, invalid_input)
+    app.add_exception_handler(RequestValidationError, not_of_v2)
     app.add_exception_handler(HTTPException, no_route)
     app.add_exception_handler(Exception, failed)
+
+
+def _problem_of_v2(detail: Mapping[str, Any]) -> str:
+    """What kserve's own routes find wrong with a body: ("body", "InferenceRequest", "inputs")."""
+    _, *place = detail["loc"]
+    name = ".".join(str(part) for part in place if part != "InferenceRequest") or "the body"
+    if detail["type"] == "json_invalid":
+        return f"the body is not JSON ({detail['ctx']['error']})."
+    return f"{name}: {detail['msg']}."
