@@ -5,6 +5,7 @@ Threads and files of our own round huggingface_hub's single request, because its
 on the disk, and ends on a signal only after the files it is at.
 """
 
+import contextlib
 import fnmatch
 import queue
 import tempfile
@@ -241,7 +242,11 @@ def _join(threads: Iterable[threading.Thread], seconds: float) -> None:
 
 def _report(folder: Path, listing: Listing) -> None:
     total = sum(file.bytes for file in listing.files)
-    # Blocks, not length: parts may arrive out of order, with holes before them.
-    sizes = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    done = sum(min(size.st_size, size.st_blocks * 512) for size in sizes)
+    done = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # what is whole is renamed meanwhile
+            if path.is_file():
+                # Blocks, not length: parts may arrive out of order, with holes before them.
+                status = path.stat()
+                done += min(status.st_size, status.st_blocks * 512)
     progress(f"download {listing.id}", min(done, total), total, "bytes")
