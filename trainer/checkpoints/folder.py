@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainer.checkpoints.seal import read_manifest, verify
 from trainer.errors import DamagedError
+from trainer.sizes import size_of
 
 _STEP = re.compile(r"^step-(\d{8,})$")
 
@@ -94,11 +95,6 @@ def prune(folder: Path, keep_last: int, keep_best: bool, max_bytes: int = 0) -> 
                 total -= size_of(folder / name_of(step))
                 gone.append(step)
     return [delete(folder / name_of(step)) for step in gone]
-
-
-def size_of(path: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def sealed_folders(run: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from trainer.events import notice
 from trainer.fetch.listing import Listing, RemoteFile, digest_of
 from trainer.fetch.place import refusing_bad_volume
 from trainer.lock import only_one
+from trainer.sizes import size_of
 
 MARKER = ".fetched.json"
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -148,8 +149,7 @@ def _put_back_to_partial(folder: Path, partial: Path) -> None:
 
 
 def _check_room(partial: Path, listing: Listing) -> None:
-    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    needed = sum(file.bytes for file in listing.files) - there
+    needed = sum(file.bytes for file in listing.files) - size_of(partial)
     free = shutil.disk_usage(partial).free
     if needed > 0 and needed + _SPARE_BYTES > free:
         raise RequestError(

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints.folder import name_of, size_of, steps_there
+from trainer.checkpoints.folder import name_of, steps_there
 from trainer.memory_model import BESIDE_TENSORS, GIB
 from trainer.plan_facts import step_seconds
 from trainer.report.times import STOPPED, ledger
 from trainer.run_folder import RunFolder
+from trainer.sizes import size_of
 
 # What happens while the trainer's machine is held, and paid for.
 ON_THE_TRAINER = (

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from trainer.errors import DamagedError
 from trainer.lock import if_free, taken
+from trainer.sizes import size_of
 from trainer.tokens.store import MANIFEST, read_manifest
 
 _CACHE = "cache/tokens"
@@ -60,11 +61,11 @@ def _stores(volume: Path, keep: Collection[str], before: float) -> Iterator[Prun
         if not folder.is_dir() or taken(_lock_of(folder)):
             continue
         if folder.name.startswith("."):
-            yield Prunable(folder, _size(folder), "a store that was never finished")
+            yield Prunable(folder, size_of(folder), "a store that was never finished")
         elif not (folder / MANIFEST).exists():
-            yield Prunable(folder, _size(folder), "not a complete store")
+            yield Prunable(folder, size_of(folder), "not a complete store")
         elif folder.name not in needed and folder.stat().st_mtime < before:
-            yield Prunable(folder, _size(folder), "a store that no run names")
+            yield Prunable(folder, size_of(folder), "a store that no run names")
 
 
 def _lock_of(store: Path) -> Path:
@@ -117,10 +118,6 @@ def _copies(volume: Path, before: float) -> Iterator[Prunable]:
         status = path.stat()
         if status.st_mtime < before:
             yield Prunable(path, status.st_size, "a copy of a remote file")
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _delete_store(item: Prunable, before: float) -> bool:

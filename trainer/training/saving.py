@@ -6,7 +6,6 @@ process writes, digests and syncs its slices; that of the first process waits fo
 verifies and prunes. One checkpoint is on its way at most.
 """
 
-import contextlib
 import errno
 import json
 import math
@@ -19,10 +18,11 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoints.folder import name_of, part_of, prune, size_of
+from trainer.checkpoints.folder import name_of, part_of, prune
 from trainer.checkpoints.seal import seal, verify
 from trainer.checkpoints.tensors import SliceReader, write_tensors
 from trainer.errors import StepError
+from trainer.sizes import size_of
 from trainer.topics import CheckpointsConfig
 from trainer.training.partitions import KINDS, Slice
 from trainer.training.retrying import insist
@@ -214,9 +214,8 @@ class Saver:
             if time.monotonic() - looked < LOOK_SECONDS:
                 continue
             looked = time.monotonic()
-            with contextlib.suppress(FileNotFoundError):  # one is just beginning anew
-                if self._missing(self._whole_bytes - size_of(part)):
-                    self._free_space()
+            if self._missing(self._whole_bytes - size_of(part)):
+                self._free_space()
 
     def _verify_and_prune(self, place: Path) -> None:
         """Read the new checkpoint back; only then may older ones go."""
