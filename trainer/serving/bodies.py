@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -46,7 +46,10 @@ def checked_body(cls: type[Body], given: Any) -> Body:
     Raises:
         ApiError: 400 with every problem there is, the first one's field as `param`.
     """
-    _refuse_crowds(given)
+    if crowd := crowd_in(given, MAX_FIELDS, dict):
+        name, count = crowd
+        limit = f"An object may have {MAX_FIELDS}. Send fewer."
+        raise ApiError(400, f"{name} has too many fields (got {count}). {limit}", name)
     try:
         # By way of JSON, where "strict" means JSON's own types: an integer is a number,
         # a list is a tuple, and the text "5" is no number.
@@ -93,19 +96,26 @@ def _shown(value: Any) -> str:
     return got if len(got) <= MAX_SHOWN else got[: MAX_SHOWN - 3] + "..."
 
 
-def _refuse_crowds(given: Any) -> None:
-    """Refuse an object of so many fields that to name what is wrong with each takes minutes."""
-    top = given.items() if isinstance(given, dict) else []
-    pending = [*top, ("the body", given)]
+def crowd_in(
+    given: Any, most: int, *kinds: type, apart: Collection[str] = ()
+) -> tuple[str, int] | None:
+    """Where the first value of those kinds with more than `most` entries is, and its size.
+
+    Args:
+        given: Parsed JSON.
+        kinds: dict, list, or both.
+        apart: Fields that are not looked at.
+    """
+    pending = [("the body", given)] if isinstance(given, dict | list) else []
     while pending:
         name, value = pending.pop()
-        if isinstance(value, dict) and len(value) > MAX_FIELDS:
-            limit = f"An object may have {MAX_FIELDS}. Send fewer."
-            raise ApiError(400, f"{name} has too many fields (got {len(value)}). {limit}", name)
-        if name != "the body":  # whose fields are there already
-            inner = value.values() if isinstance(value, dict) else value
-            inner = inner if isinstance(value, dict | list) else []
-            pending += [(name, one) for one in inner if isinstance(one, dict | list)]
+        if isinstance(value, kinds) and len(value) > most:
+            return name, len(value)
+        within = value.items() if isinstance(value, dict) else ((name, one) for one in value)
+        pending += [
+            (key, one) for key, one in within if isinstance(one, dict | list) and key not in apart
+        ]
+    return None
 
 
 def _no_constant(name: str) -> None:

@@ -2,17 +2,16 @@
 
 import json
 import uuid
-from typing import Any
 
 from kserve import InferOutput, InferRequest, InferResponse
 
-from trainer.serving.bodies import ApiError
+from trainer.serving.bodies import ApiError, crowd_in
 
 PATH = "/v2/"
 MAX_ENTRIES = 64  # of any list or object of a request, apart from a tensor's data
 
 
-def crowd_in(path: str, body: bytes) -> str:
+def problem_of(path: str, body: bytes) -> str:
     """What a V2 request has too much of; empty: nothing.
 
     kserve's own check remembers each wrong entry with what is in it: a million take gigabytes.
@@ -20,17 +19,11 @@ def crowd_in(path: str, body: bytes) -> str:
     if not path.startswith(PATH):
         return ""
     try:
-        pending: list[tuple[str, Any]] = [("the body", json.loads(body))]
+        given = json.loads(body)
     except (ValueError, RecursionError):
         return ""  # kserve refuses it
-    while pending:
-        name, value = pending.pop()
-        if isinstance(value, dict | list) and len(value) > MAX_ENTRIES:
-            return f"{name} has too many entries (got {len(value)}). At most {MAX_ENTRIES}."
-        if isinstance(value, dict):
-            pending += [(key, one) for key, one in value.items() if key != "data"]
-        elif isinstance(value, list):
-            pending += [(name, one) for one in value]
+    if crowd := crowd_in(given, MAX_ENTRIES, dict, list, apart=("data",)):
+        return f"{crowd[0]} has too many entries (got {crowd[1]}). At most {MAX_ENTRIES}."
     return ""
 
 

@@ -29,10 +29,10 @@ from kserve.protocol.rest.server import RESTServer
 from starlette.exceptions import HTTPException
 
 from trainer.errors import EXIT_FAILED
+from trainer.serving import infer_tensors
 from trainer.serving.bodies import ApiError
 from trainer.serving.engine_metrics import register
 from trainer.serving.hang_up import HangUp
-from trainer.serving.infer_tensors import crowd_in
 from trainer.serving.openai_api import openai_router
 from trainer.serving.openai_format import error_body
 from trainer.serving.reference_api import PredictModel, completion_router
@@ -98,7 +98,9 @@ def _config(service: Service) -> uvicorn.Config:
     kserve_app.add_middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
     )
-    kserve_app.add_middleware(HangUp, max_body_bytes=MAX_BODY_BYTES, problem_of=crowd_in)
+    kserve_app.add_middleware(
+        HangUp, max_body_bytes=MAX_BODY_BYTES, problem_of=infer_tensors.problem_of
+    )
     _quiet_logs()
     return rest.config
 
