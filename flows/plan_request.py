@@ -20,6 +20,9 @@ from trainer.volume_paths import path_on_volume
 
 HUB = "https://huggingface.co"
 GIB = 1 << 30
+# Of NVIDIA's driver, also within Windows, and of AMD's. Whether torch can use what they are of is
+# known where torch is loaded: in the step.
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 class ModelNotHereError(RequestError):
@@ -128,7 +131,13 @@ def _place(free_gib: float | None, *, on_cluster: bool) -> Place:
     if on_cluster:
         return Place(free_gib=free_gib)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Place(on_cpu=True, memory_gib=memory / GIB, cores=os.cpu_count() or 1, free_gib=free_gib)
+    return Place(
+        on_cpu=True,
+        may_have_gpu=any(map(os.path.exists, GPU_DEVICES)),
+        memory_gib=memory / GIB,
+        cores=os.cpu_count() or 1,
+        free_gib=free_gib,
+    )
 
 
 def as_table(made: Plan) -> str:

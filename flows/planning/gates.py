@@ -48,7 +48,7 @@ def settings_problems(parameters: Mapping[str, Any], machine: Machine) -> list[s
     optimizer, kernels = parameters["optimizer"], parameters["kernels"]
     return list(
         setting_problems(
-            on_gpu=machine.gpu is not None,
+            on_gpu=machine.gpu is not None or machine.may_have_gpu,
             force_fp16=parameters["force_fp16"],
             precision=parameters["precision"],
             adam_bits=optimizer["adam_bits"],

@@ -19,7 +19,9 @@ class Place:
     """Where the run is planned for, beside its parameters."""
 
     on_cpu: bool = False
-    """Local processes without a GPU."""
+    """Local processes, planned as if there were no GPU."""
+    may_have_gpu: bool = False
+    """Whether those may find one all the same, and train on it."""
     memory_gib: float | None = None
     """Host memory of a node; None: `trainer_ram`."""
     cores: int | None = None
@@ -39,6 +41,7 @@ class Machine:
     free_gib: float | None
     nodes: int = 1  # of this kind
     on_cpu: bool = False
+    may_have_gpu: bool = False  # where `gpu` is None
 
     @property
     def is_known(self) -> bool:
@@ -56,6 +59,7 @@ class Machine:
             free_gib=place.free_gib,
             nodes=parameters.get("cluster", {}).get("nodes", 1) if gpu else 1,
             on_cpu=place.on_cpu,
+            may_have_gpu=place.may_have_gpu,
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from flows import plan_request as plan_request_module
 from flows.cli import cli
 from flows.parameters import Parameters
 from flows.plan_request import gather, plan_request, plan_with
@@ -183,3 +184,14 @@ def test_a_model_that_is_still_to_come_takes_room_of_the_volume(home: Path) -> N
     assert to_come.disk_gib - there.disk_gib == pytest.approx(4 * there.parameters / 2**30)
     streamed = planned(home, tensorizer_uri="s3://models/gpt2.tensors")
     assert streamed.disk_gib == pytest.approx(there.disk_gib)
+
+
+def test_settings_for_gpus_are_refused_here_unless_there_may_be_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_request_module, "GPU_DEVICES", (str(home / "no-device"),))
+    (problem,) = planned(home, force_fp16=True).problems
+    assert problem.startswith("force_fp16 asks for fp16")
+    assert planned(home, on_cluster=True, force_fp16=True).problems == []
+    monkeypatch.setattr(plan_request_module, "GPU_DEVICES", ("/dev/none", str(home)))
+    assert planned(home, force_fp16=True, kernels={"liger": True}).problems == []
