@@ -106,7 +106,7 @@ def test_a_store_that_is_taken_up_after_it_was_listed_is_kept(volume: Volume, mo
     locked = volume.store({"b.txt": "b"}).folder
     for folder in (kept, locked):
         os.utime(folder, (1e9, 1e9))
-    sizes, made = prune_module._size, contextlib.ExitStack()
+    sizes, made = prune_module.size_of, contextlib.ExitStack()
 
     def taken_up(folder: Path) -> int:
         if folder == kept:
@@ -116,7 +116,7 @@ def test_a_store_that_is_taken_up_after_it_was_listed_is_kept(volume: Volume, mo
             made.enter_context(only_one(volume.root / "cache/tokens/locks" / locked.name))
         return sizes(folder)
 
-    monkeypatch.setattr(prune_module, "_size", taken_up)
+    monkeypatch.setattr(prune_module, "size_of", taken_up)
     with made:
         assert not prune(volume.root, dry_run=False, used_lately_seconds=60)
     assert kept.exists() and locked.exists()
