@@ -71,7 +71,16 @@ def _once_ended(client: SyncPrefectClient, run_id: uuid.UUID) -> FlowRun:
         run = client.read_flow_run(run_id)
         if run.state is None or not run.state.is_cancelling() or time.monotonic() > deadline:
             return run
+        if _had_no_orchestrator(client, run_id):
+            return run
         time.sleep(LOOK_SECONDS)
+
+
+def _had_no_orchestrator(client: SyncPrefectClient, run_id: uuid.UUID) -> bool:
+    """Whether it waited to be started when it was cancelled."""
+    states = sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
+    before = [state for state in states if not state.is_cancelling()]
+    return bool(before) and before[-1].is_scheduled()
 
 
 def _family(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:

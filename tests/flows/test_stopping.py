@@ -1,15 +1,17 @@
 """The flow `stop`: what it ends of a flow run that was cancelled, and what it leaves alone."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelled, Cancelling, Running, Scheduled
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Running, Scheduled
 
 from flows import stopping
 from flows.finetune import finetune
@@ -64,6 +66,33 @@ def test_a_step_that_nobody_follows_is_ended_and_the_run_is_cancelled(
     now = client.read_flow_run(run.id).state
     assert now is not None and now.is_cancelled()
     assert stopped(client, run) == f"{run.name}: nothing to stop."
+
+
+def test_whoever_follows_the_step_has_the_time_to_end_it_himself(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = running(client, finetune, ASKED)
+    looks: list[float] = []
+
+    def end_it(seconds: float) -> None:
+        looks.append(seconds)
+        client.set_flow_run_state(run.id, Cancelled(message="saved"), force=True)
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=end_it)
+    monkeypatch.setattr(stopping, "time", clock)
+    assert stopped(client, run, Cancelling) == f"{run.name}: nothing to stop."
+    assert len(looks) == 1
+    now = client.read_flow_run(run.id).state
+    assert now is not None and now.message == "saved"
+
+
+def test_a_run_that_waited_to_be_started_has_nobody_to_wait_for(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = running(client, finetune, ASKED)
+    client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=time.monotonic))
+    assert stopped(client, run, Cancelling) == f"{run.name}: nothing to stop."
 
 
 def test_one_that_is_at_work_again_is_left_alone(
