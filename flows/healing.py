@@ -20,9 +20,10 @@ from prefect.states import StateType
 
 MOST_STARTS = 5  # of one run; then somebody has to look
 MISSED_BEATS = 3
+FLOWS = ["finetune", "retrain", "sweep"]
 OURS: dict[str, str | list[str]] = {
     "prefect.resource.role": "flow",
-    "prefect.resource.name": ["finetune", "retrain", "sweep"],
+    "prefect.resource.name": FLOWS,
 }
 # A run that another one started, or a person, has no worker that would start it again.
 OF_A_WORKER: dict[str, str | list[str]] = {

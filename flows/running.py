@@ -137,13 +137,13 @@ def _call_flow(
     from prefect.exceptions import TerminationSignal
 
     from flows.finetune import finetune
-    from tasks.cancelling import ending_as_cancelled
+    from tasks.cancelling import ending_as_cancelled, tagged_as_part
     from tasks.running import compared_by_loss, sharing_listing, watch_with
 
     watch_with(watcher)
     comparing = compared_by_loss() if only_compared else contextlib.nullcontext()
     try:
-        with ending_as_cancelled(), comparing, sharing_listing(listing):
+        with ending_as_cancelled(), tagged_as_part(), comparing, sharing_listing(listing):
             return finetune(**parameters.model_dump())
     except TerminationSignal as signal:
         raise Interrupted(

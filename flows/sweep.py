@@ -28,6 +28,7 @@ from flows.parameters import takes
 from flows.sweep_request import SweepParameters, asked_trials
 from flows.trials import Trial, check_losses, going_on, picture, rungs, table
 from infra.place import BACKEND_VARIABLE, home_from_environment
+from tasks.cancelling import environment_of_part
 from tasks.running import current_watcher
 from trainer.durable import write_atomically
 from trainer.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, RequestError
@@ -132,7 +133,7 @@ def _start(request: Mapping[str, Any], home: Path, folder: Path) -> "subprocess.
     path.write_text(json.dumps(request), encoding="utf-8")
     backend = os.environ.get(BACKEND_VARIABLE) or "local"
     command = [sys.executable, "-m", "flows.cli", "run", "--backend", backend, "--json"]
-    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or ""}
+    environment = {**environment_of_part(), "PREFECT_API_URL": PREFECT_API_URL.value() or ""}
     with open(folder / f"{run}.out", "wb") as out, open(folder / f"{run}.err", "wb") as err:
         return subprocess.Popen(
             [*command, "--only-compared", "--params", str(path), "--home", str(home)],

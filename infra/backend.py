@@ -6,7 +6,7 @@ adopts it, so a step outlives the orchestrator that started it.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -99,11 +99,16 @@ class Backend(Protocol):
         """Stop the step, letting it save first; return when it is gone."""
 
     def stop(
-        self, pvc: str, run_name: str, *, attempt: str = "", on_line: Line = unheard
+        self,
+        pvc: str,
+        run_name: str,
+        *,
+        attempts: Collection[str] = (),
+        on_line: Line = unheard,
     ) -> list[str]:
         """Cancel every step of the run that is under way; return their names.
 
-        Whoever follows it; with an `attempt`, only what nobody but that one follows.
+        Whoever follows it; with `attempts`, only what nobody but those follows.
         """
 
     def hint(self, spec: StepSpec) -> str:

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -64,8 +64,7 @@ class LocalBackend:
         """
         with self._opened(self._folder(pvc, run_name), pvc) as lock:
             if not try_lock(lock.fileno()):
-                lock.seek(0)
-                holder, _, theirs = lock.read().partition(" ")
+                holder, theirs = _read_claim(lock)
                 if not attempt or theirs != attempt:
                     raise BusyError(
                         f"run_name {run_name!r} is being run by process {holder or '?'} already. "
@@ -150,16 +149,26 @@ class LocalBackend:
         run_name: str,
         grace_seconds: float = GRACE_SECONDS,
         *,
-        attempt: str = "",
+        attempts: Collection[str] = (),
         on_line: Line = unheard,
     ) -> list[str]:
         """Cancel every step of the run that is under way; return their names.
 
-        Here a run has one orchestrator, see `claim`: an `attempt` changes nothing.
+        Whoever follows it; with `attempts`, only what nobody but those follows.
         """
         running = self.running_steps(pvc, run_name)
-        for step in running:
-            self._stop(self._folder(pvc, run_name, step), grace_seconds)
+        with contextlib.ExitStack() as held:
+            if attempts and running:
+                lock = held.enter_context(self._opened(self._folder(pvc, run_name), pvc))
+                # Where nobody has it, it is held till the end: nobody begins to follow meanwhile.
+                if not try_lock(lock.fileno()):
+                    holder, theirs = _read_claim(lock)
+                    if theirs not in attempts:
+                        who = f"flow run {theirs}" if theirs else f"process {holder}"
+                        on_line(f"the {' and '.join(running)} step is left to {who}")
+                        return []
+            for step in running:
+                self._stop(self._folder(pvc, run_name, step), grace_seconds)
         return running
 
     def running_steps(self, pvc: str, run_name: str) -> list[str]:
@@ -245,6 +254,13 @@ class LocalBackend:
         self._positions.pop(folder, None)
         reason = "" if outcome else _reason(code, adopted=process is None)
         return StepEnd(exit_code=code, outcome=outcome, reason=reason, log=str(log))
+
+
+def _read_claim(lock: TextIO) -> tuple[str, str]:
+    """Who holds the run, or did: process id and attempt."""
+    lock.seek(0)
+    holder, _, attempt = lock.read().partition(" ")
+    return holder, attempt
 
 
 _CODES = {"done": 0, "refused": 78, "interrupted": 143}

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, State
@@ -23,6 +24,8 @@ from trainer.errors import Interrupted
 
 ASK_SECONDS = 10.0
 SUPERVISED_VARIABLE = "PREFECT__FLOW_RUN_ID"  # set by whoever starts flow runs, and ends them
+# Id of the flow run that started this process for a part of its own work: a sweep, for a trial.
+STARTED_BY_VARIABLE = "FINETUNE_STARTED_BY"
 
 
 class CancelledInPrefect(Interrupted):
@@ -38,9 +41,12 @@ class CancelledInPrefect(Interrupted):
 
 
 def is_cancelled() -> bool:
-    """Whether the server says that this flow run, or the one it is part of, was cancelled."""
+    """Whether the server says that this flow run, or one that it is part of, was cancelled."""
+    asked = flow_runs()
+    if started_by := os.environ.get(STARTED_BY_VARIABLE):
+        asked.add(uuid.UUID(started_by))
     with get_client(sync_client=True) as client:
-        states = [client.read_flow_run(run_id).state for run_id in flow_runs()]
+        states = [client.read_flow_run(run_id).state for run_id in asked]
     return any(
         state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states
     )
@@ -50,6 +56,26 @@ def flow_runs() -> set[uuid.UUID]:
     """Ids of this flow run and of the outermost one: who cancels, cancels that."""
     ids = (flow_run.get_id(), flow_run.get_root_flow_run_id())
     return {uuid.UUID(run_id) for run_id in ids if run_id}
+
+
+def environment_of_part() -> dict[str, str]:
+    """The environment of a process that does a part of this flow run as a flow run of its own."""
+    # Who ends this flow run when it is cancelled does not know of that one.
+    environment = {n: value for n, value in os.environ.items() if n != SUPERVISED_VARIABLE}
+    return environment | {STARTED_BY_VARIABLE: flow_run.get_id() or ""}
+
+
+def started_by_tag(run_id: uuid.UUID | str) -> str:
+    """Tag of the flow runs that do a part of that one in processes of their own."""
+    return f"started-by:{run_id}"
+
+
+@contextlib.contextmanager
+def tagged_as_part() -> Iterator[None]:
+    """Have the flow runs of the block found by the flow run that started this process."""
+    started_by = os.environ.get(STARTED_BY_VARIABLE)
+    with tags(*([started_by_tag(started_by)] if started_by else [])):
+        yield
 
 
 def is_supervised() -> bool:

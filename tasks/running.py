@@ -169,7 +169,7 @@ def cancelled_with_its_steps(run: Run) -> Iterator[None]:
         ended = run.backend.stop(
             run.parameters["pvc"],
             run.run_name,
-            attempt=run.attempt,
+            attempts=[run.attempt],
             on_line=get_run_logger().info,
         )
         if is_supervised():

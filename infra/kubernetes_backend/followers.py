@@ -6,6 +6,7 @@ forgotten after a while.
 
 import hashlib
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,9 +31,9 @@ def heartbeat(follower: str) -> dict[str, str | None]:
     return {MARK + follower: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
-def departure(follower: str) -> dict[str, str | None]:
-    """The annotation's removal."""
-    return {MARK + follower: None}
+def departure(ours: Collection[str]) -> dict[str, str | None]:
+    """The annotations' removal."""
+    return {MARK + follower: None for follower in ours}
 
 
 def last_alive(job: Object, follower: str) -> str | None:
@@ -40,11 +41,11 @@ def last_alive(job: Object, follower: str) -> str | None:
     return (job["metadata"].get("annotations") or {}).get(MARK + follower)
 
 
-def others(job: Object, follower: str) -> list[str]:
-    """Followers besides that one who were alive a moment ago."""
+def others(job: Object, ours: Collection[str]) -> list[str]:
+    """Followers besides `ours` who were alive a moment ago."""
     now, found = datetime.now(UTC), []
     for key, value in (job["metadata"].get("annotations") or {}).items():
-        if key.startswith(MARK) and key != MARK + follower:
+        if key.startswith(MARK) and key.removeprefix(MARK) not in ours:
             alive = datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
             if now - alive < FORGOTTEN_AFTER:
                 found.append(key.removeprefix(MARK))

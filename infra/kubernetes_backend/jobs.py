@@ -8,7 +8,7 @@ Job are Kubernetes' business; here only the talking to the cluster is retried.
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,9 +94,9 @@ class KubernetesBackend:
 
     def cancel(self, spec: StepSpec, *, on_line: Line = unheard) -> None:
         """Delete the Job, unless another flow run follows it; return when its pods are gone."""
-        name, follower = self._name(spec), self._follower(spec)
+        name, ours = self._name(spec), {self._follower(spec)}
         self._run(
-            lambda connection, outlet: removal.cancel(connection, name, follower, outlet.say),
+            lambda connection, outlet: removal.cancel(connection, name, ours, outlet.say),
             on_line,
         )
 
@@ -118,20 +118,25 @@ class KubernetesBackend:
         return sorted(_step_of(job) for job in jobs)
 
     def stop(
-        self, pvc: str, run_name: str, *, attempt: str = "", on_line: Line = unheard
+        self,
+        pvc: str,
+        run_name: str,
+        *,
+        attempts: Collection[str] = (),
+        on_line: Line = unheard,
     ) -> list[str]:
         """Cancel every step of the run that is under way.
 
-        Whoever follows it; with an `attempt`, only what nobody but that one follows.
+        Whoever follows it; with `attempts`, only what nobody but those follows.
         """
+        ours = {followers.follower_name(attempt) for attempt in attempts}
 
         async def stop(connection: Connection, outlet: Outlet) -> list[str]:
             stopped = []
             for job in await self._unfinished(connection, run_name):
                 name = job["metadata"]["name"]
-                if attempt:
-                    follower = followers.follower_name(attempt)
-                    if not await removal.cancel(connection, name, follower, outlet.say):
+                if ours:
+                    if not await removal.cancel(connection, name, ours, outlet.say):
                         continue
                 else:
                     outlet.say(f"Job {name} is being deleted: its step saves, then its pods end")

@@ -1,6 +1,7 @@
 """Delete Jobs so that nobody else loses one, and none is left half-deleted."""
 
 import asyncio
+from collections.abc import Collection
 
 from infra.kubernetes_backend import diagnosis, followers
 from infra.kubernetes_backend.connection import Connection
@@ -9,19 +10,19 @@ from infra.kubernetes_backend.contact import Object, Tell
 POLL_SECONDS = 0.5
 
 
-async def cancel(connection: Connection, name: str, follower: str, tell: Tell) -> bool:
-    """Delete the Job unless somebody besides `follower` follows it, and return when it is gone.
+async def cancel(connection: Connection, name: str, ours: Collection[str], tell: Tell) -> bool:
+    """Delete the Job unless somebody besides `ours` follows it, and return when it is gone.
 
     Returns:
         Whether it is gone.
     """
-    job = await connection.annotate_job(name, followers.departure(follower))
-    if job is not None and (others := followers.others(job, follower)):
+    job = await connection.annotate_job(name, followers.departure(ours))
+    if job is not None and (others := followers.others(job, ours)):
         tell(f"Job {name} is left to who else follows it: {', '.join(others)}")
         return False
     while job is not None and not await connection.delete_job(job):
         job = await connection.read_job(name)
-        if job is not None and followers.others(job, follower):
+        if job is not None and followers.others(job, ours):
             return False  # adopted by another one between our two requests
     if job is not None:
         tell(f"Job {name} is being deleted: its step saves, then its pods end")

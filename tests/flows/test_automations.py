@@ -3,33 +3,53 @@
 import asyncio
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 from prefect import states
-from prefect.events import SendNotification
+from prefect.events import DeploymentTriggerTypes, SendNotification
+from prefect.server.events.actions import RunDeployment
 from prefect.server.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.server.models import events as made_by_server
 from prefect.server.schemas import core
 from prefect.server.schemas.responses import DeploymentResponse
 from prefect.server.schemas.states import State
+from prefect.settings.models.server.services import (
+    ServerServicesCancellationCleanupSettings as CancellationCleanup,
+)
+from pydantic import TypeAdapter
 
 from flows import healing
 from flows.notifications import telling
+from flows.stopping import stop
 
+ROOT = Path(__file__).parents[2]
 TOLD = SendNotification(block_document_id=uuid.uuid4(), subject="s", body="b")
 
 
 def event_of(
-    name: str, kind: str, *, flow: str = "finetune", deployed: bool = True, starts: int = 1
+    name: str,
+    kind: str,
+    *,
+    flow: str = "finetune",
+    deployed: bool = True,
+    starts: int = 1,
+    pool: str = "local",
 ) -> ReceivedEvent:
     """What the server says when a run of a flow comes to that state."""
     known = core.Flow(id=uuid.uuid4(), name=flow)
     run = core.FlowRun(id=uuid.uuid4(), flow_id=known.id, name="tales", run_count=starts)
     deployment = DeploymentResponse(id=uuid.uuid4(), name="nightly", flow_id=known.id)
+    works = core.WorkPool(id=uuid.uuid4(), name=pool, type="any", default_queue_id=uuid.uuid4())
     about = made_by_server._as_resource_data(
-        cast(Any, run), known, deployment if deployed else None, None, None
+        cast(Any, run),
+        known,
+        deployment if deployed else None,
+        None,
+        works if deployed else None,
     )
     made_by_server._flow_run_resource_data_cache[run.id] = about  # in place of a database
     state = State(type=kind, name=name)
@@ -87,3 +107,57 @@ def test_only_what_a_worker_can_start_again_is_put_back_and_not_for_ever() -> No
     again = [event_of("Crashed", "CRASHED", starts=n) for n in range(healing.MOST_STARTS + 1)]
     put_back = ["finetune: crashed" in acting_on(event) for event in again]
     assert put_back == [False, True, True, True, True, False]
+
+
+def stops() -> dict[str, EventTrigger]:
+    """The triggers of the flow `stop`, by the pool that it runs in, as `prefect deploy` sends them."""
+    found = {}
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        if deployment["entrypoint"] == "flows.stopping.stop":
+            [asked] = deployment["triggers"]
+            given = TypeAdapter(DeploymentTriggerTypes).validate_python({"name": "stop", **asked})
+            given.set_deployment_id(uuid.uuid4())
+            sent = given.as_automation().model_dump(mode="json")
+            automation = AutomationCore.model_validate(sent)
+            found[deployment["work_pool"]["name"]] = cast(EventTrigger, automation.trigger)
+            [action] = automation.actions
+            assert isinstance(action, RunDeployment) and action.parameters
+            assert set(action.parameters) == set(stop.parameters.properties)
+    return found
+
+
+def stopping(name: str, **about: Any) -> list[str]:
+    """The pools in which `stop` is started by the event."""
+    event = event_of(name, name.upper(), **about)
+    return [pool for pool, trigger in stops().items() if trigger.covers(event)]
+
+
+@pytest.mark.parametrize("flow", ["finetune", "retrain", "sweep"])
+@pytest.mark.parametrize("name", ["Cancelling", "Cancelled"])
+def test_a_cancel_starts_stop_in_the_pool_of_the_run(flow: str, name: str) -> None:
+    assert set(stops()) == {"local", "coreweave"}
+    for pool in stops():
+        assert stopping(name, flow=flow, pool=pool) == [pool]
+    assert stopping(name, flow=flow, pool="another") == []
+
+
+def test_what_did_not_begin_or_is_not_cancelled_or_not_ours_starts_no_stop() -> None:
+    # A night that is cancelled since the one before is still busy would take that one's Job.
+    assert stopping("Cancelled", starts=0) == []
+    assert stopping("Cancelled", starts=12) == ["local"]
+    assert stopping("Crashed") == stopping("Completed") == []
+    assert stopping("Cancelled", flow="stop") == stopping("Cancelled", flow="another") == []
+    # What is part of another run ends with that.
+    assert stopping("Cancelled", deployed=False) == []
+
+
+def test_one_cancel_starts_stop_once_and_the_next_one_after_a_start_again() -> None:
+    trigger = stops()["local"]
+    first, again = event_of("Cancelling", "CANCELLING"), event_of("Cancelled", "CANCELLED")
+    later = event_of("Cancelling", "CANCELLING", starts=2)
+    for event in (again, later):
+        event.resource.root["prefect.resource.id"] = first.resource.id
+    assert trigger.bucketing_key(first) == trigger.bucketing_key(again)
+    assert trigger.bucketing_key(first) != trigger.bucketing_key(later)
+    # Else what Prefect itself ends after that time, since nobody did, would be missed.
+    assert trigger.within.total_seconds() < CancellationCleanup().cancelling_timeout_seconds

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.parameters import Parameters
@@ -23,6 +24,9 @@ from tasks.keys import tracking_key
 from tests import readme
 from tests.flows.small_volume import PVC, give_way
 from tests.flows.test_pipeline import LONG, REQUEST
+from tests.flows.unfollowed import begun, what_stop_said
+from tests.infra.test_local_processes import PVC as STAND_IN_PVC
+from tests.infra.test_local_processes import backend_at, spec
 from tests.prefect_processes import PREFECT, process_worker
 from trainer.errors import RequestError
 
@@ -201,3 +205,24 @@ def test_a_run_whose_orchestrator_was_killed_goes_on_by_itself_and_is_cancelled_
     assert list((home / PVC / "crashed/checkpoints").glob("step-*"))
     log = (home / PVC / "logs/crashed/finetune.log").read_text()
     assert "goes on from step" not in log  # the step was adopted, not started again
+
+
+@pytest.mark.parametrize("cancelled_as", ["Cancelling", "Cancelled"])
+def test_a_run_cancelled_while_it_waits_to_be_started_again_ends_its_step(
+    api_url: str, environment: dict[str, str], home: Path, worker: None, cancelled_as: str
+) -> None:
+    (home / STAND_IN_PVC).mkdir(exist_ok=True)
+    backend = backend_at(home)
+    backend.submit(spec(until="never"))
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        run = begun(client, "finetune/local", {"run_name": "run", "pvc": STAND_IN_PVC})
+        if cancelled_as == "Cancelling":  # then Prefect takes it for one that has an orchestrator
+            client.update_flow_run(run.id, infrastructure_pid="gone:1")
+        prefect(environment, "flow-run", "cancel", str(run.id))
+        state = client.read_flow_run(run.id).state
+        assert state is not None and state.name == cancelled_as
+        told = what_stop_said(client, run.id)
+        state = client.read_flow_run(run.id).state
+    assert told == f"{run.name}: stopped finetune of run."
+    assert backend.running_steps(STAND_IN_PVC, "run") == []
+    assert state is not None and state.is_cancelled()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infra.kubernetes_backend.followers import MARK, heartbeat
 from infra.kubernetes_backend.jobs import KubernetesBackend
-from tests.kubernetes.conftest import backend_with, spec, starts
+from tests.kubernetes.conftest import CLAIM, backend_with, spec, starts
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.faults import Request
 
@@ -87,6 +87,18 @@ def test_the_last_one_who_cancels_takes_the_job_with_him(
     backend.cancel(two)
     assert len(cluster.jobs()) == 1
     backend.cancel(one)
+    assert cluster.jobs() == cluster.pods() == []
+
+
+def test_what_several_attempts_followed_is_theirs_to_stop_together(
+    backend: KubernetesBackend, cluster: Cluster, volume: Path, tmp_path: Path
+) -> None:
+    backend.submit(spec(until="never", attempt="flow-run-1"))
+    backend_with(tmp_path).submit(spec(until="never", attempt="flow-run-2"))
+    other, said = backend_with(tmp_path), []
+    assert other.stop(CLAIM, "run", attempts=["flow-run-1"], on_line=said.append) == []
+    assert said == ["Job run-finetune-01234567 is left to who else follows it: flow-run-2"]
+    assert other.stop(CLAIM, "run", attempts=["flow-run-1", "flow-run-2"]) == ["finetune"]
     assert cluster.jobs() == cluster.pods() == []
 
 

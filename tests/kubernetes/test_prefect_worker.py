@@ -12,12 +12,15 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.parameters import Parameters
 from flows.render import render_request
 from tests.flows.small_volume import give_way, make_volume
+from tests.flows.unfollowed import begun, what_stop_said
 from tests.hub_double import HubDouble, HubModel
-from tests.kubernetes.conftest import CLAIM
+from tests.kubernetes.conftest import CLAIM, STAND_IN, backend_with, spec, starts
 from tests.kubernetes.job_history import JobSeen, jobs_seen
 from tests.kubernetes.pipeline import REQUEST
 from tests.kubernetes.shipped import FOLDER, MANIFESTS, WORKER
@@ -97,7 +100,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         made = Site(cluster, hub, volume, own)
         template = ["--base-job-template", str(FOLDER / "base-job-template.json")]
         made.prefect("work-pool", "create", "coreweave", "--type", "kubernetes", *template)
-        made.prefect("deploy", "--name", "gptj")
+        made.prefect("deploy", "--name", "gptj", "--name", "jobs")
         account = {
             "KUBECONFIG": str(cluster.node.kubeconfigs[WORKER]),
             "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES": "default",
@@ -161,6 +164,25 @@ def test_a_run_over_its_budget_is_refused_before_its_model_is_downloaded(site: S
     assert job.name.startswith("dear-plan-")
     assert site.hub.gets("config.json") and not site.hub.gets("model.safetensors")
     assert not (site.volume / "models/org").exists()
+
+
+def test_a_job_that_nothing_follows_ends_when_its_flow_run_is_cancelled(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cluster, api_url = site.cluster, site.environment["PREFECT_API_URL"]
+    monkeypatch.setattr(cluster.node, "entrypoint", [sys.executable, str(STAND_IN)])
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        run = begun(client, "finetune/gptj", {"run_name": "run"})
+        client.update_flow_run(run.id, infrastructure_pid="gone")
+        backend_with(tmp_path).submit(spec(until="never", attempt=str(run.id)))
+        cluster.wait_for(lambda: starts(site.volume), patience_seconds=MANY_STARTS_SECONDS)
+        site.prefect("flow-run", "cancel", str(run.id))
+        told = what_stop_said(client, run.id)
+        state = client.read_flow_run(run.id).state
+    assert told == f"{run.name}: stopped finetune of run."
+    assert not [job for job in cluster.jobs() if job["metadata"]["name"].startswith("run-")]
+    assert state is not None and state.is_cancelled()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
