@@ -110,7 +110,7 @@ def test_only_what_a_worker_can_start_again_is_put_back_and_not_for_ever() -> No
 
 
 def stops() -> dict[str, EventTrigger]:
-    """The triggers of the flow `stop`, by the pool that it runs in, as `prefect deploy` sends them."""
+    """The triggers of the flow `stop`, by its pool, as `prefect deploy` sends them."""
     found = {}
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
         if deployment["entrypoint"] == "flows.stopping.stop":
