@@ -44,7 +44,8 @@ demo-kubernetes: setup
 
 test: setup
 	@# In the order of their names: the longest files come early, and no worker waits at the end.
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@# Three workers for two cores: a quarter of the time a test waits, for a server or a signal.
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	@$(BIN)/ruff check .
