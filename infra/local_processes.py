@@ -110,6 +110,8 @@ class LocalBackend:
         work = read_work(folder)
         if work is None or work.key != spec.key:
             raise BusyError(_in_the_way(spec, folder))
+        # Lines from before an adoption went to the orchestrator that started the step.
+        self._positions.setdefault(folder, Path(work.log).stat().st_size)
         return f"process {read_pid(folder)}, which was under way already"
 
     def wait(self, spec: StepSpec, on_line: Line) -> StepEnd:
@@ -119,10 +121,8 @@ class LocalBackend:
         assert work is not None, "submit comes before wait"
         process = self._started.get(folder)
         log = Path(work.log)
-        if folder not in self._positions:
-            # Lines from before an adoption went to the orchestrator that started the step.
-            self._positions[folder] = work.log_offset if process else log.stat().st_size
-        with LogFollower(log, self._positions[folder]) as follower:
+        position = self._positions.get(folder, work.log_offset)
+        with LogFollower(log, position) as follower:
             try:
                 while self._alive(folder):
                     if not follower.hand_over(on_line):

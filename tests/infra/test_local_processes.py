@@ -85,6 +85,8 @@ def test_the_same_work_is_adopted_and_other_work_refused(backend: LocalBackend, 
     with pytest.raises(BusyError, match="finetune stop run"):
         other.submit(spec("another key", until="go"))
     (home / PVC / "go").touch()
+    while other.running_steps(PVC, "run"):  # what it says before it is followed is no less told
+        time.sleep(0.01)
     end, lines = follow(other, step)
     assert (end.exit_code, end.outcome["status"], lines) == (0, "done", ["last line"])
     assert len(starts(home)) == 1
