@@ -95,10 +95,10 @@ def change(api_url: str, **body: Any) -> None:
         client.request("PATCH", path, json=body).raise_for_status()  # type: ignore[arg-type]
 
 
-def runs_in(api_url: str, *states: str) -> list[dict[str, Any]]:
+def runs_in(api_url: str, *states: str, by: str = "name") -> list[dict[str, Any]]:
     ours = {
         "deployment_id": {"any_": [nightly(api_url)["id"]]},
-        "state": {"name": {"any_": list(states)}},
+        "state": {by: {"any_": list(states)}},
     }
     return api(api_url, "flow_runs/filter", flow_runs=ours)
 
@@ -117,7 +117,7 @@ def wait_for(api_url: str, *states: str, without: str = "") -> dict[str, Any]:
 def wait_until_idle(api_url: str) -> None:
     """Until nothing is under way that another run would be cancelled for."""
     deadline = time.monotonic() + 1000
-    while runs_in(api_url, "Scheduled", "Late", "Pending", "Running"):
+    while runs_in(api_url, "SCHEDULED", "PENDING", "RUNNING", by="type"):  # each has several names
         assert time.monotonic() < deadline
         time.sleep(0.3)
 
