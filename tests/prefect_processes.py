@@ -23,8 +23,6 @@ def prefect_environment(folder: Path, api_url: str | None = None) -> dict[str, s
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
-        # Several threads that wait for each other on busy cores make tiny models crawl.
-        "OMP_NUM_THREADS": "1",
         "NO_COLOR": "1",
         "COLUMNS": "200",
     }

@@ -36,7 +36,6 @@ def main() -> None:
         home = Path(name)
         with prefect_server(home) as api:
             environment = prefect_environment(home, api) | {"FINETUNE_HOME": name}
-            del environment["OMP_NUM_THREADS"]  # for tests, which share the cores
             volume = home / "finetune-data"
             run(environment, "-m", "trainer.demo", "--volume", str(volume))
             asked = (f"run_name={RUN}", "run_inference=false")
