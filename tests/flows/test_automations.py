@@ -132,7 +132,7 @@ def stopping(name: str, **about: Any) -> list[str]:
     return [pool for pool, trigger in stops().items() if trigger.covers(event)]
 
 
-@pytest.mark.parametrize("flow", ["finetune", "retrain", "sweep"])
+@pytest.mark.parametrize("flow", healing.FLOWS)
 @pytest.mark.parametrize("name", ["Cancelling", "Cancelled"])
 def test_a_cancel_starts_stop_in_the_pool_of_the_run(flow: str, name: str) -> None:
     assert set(stops()) == {"local", "coreweave"}

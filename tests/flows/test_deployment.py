@@ -207,13 +207,24 @@ def test_a_run_whose_orchestrator_was_killed_goes_on_by_itself_and_is_cancelled_
     assert "goes on from step" not in log  # the step was adopted, not started again
 
 
-@pytest.mark.parametrize("cancelled_as", ["Cancelling", "Cancelled"])
-def test_a_run_cancelled_while_it_waits_to_be_started_again_ends_its_step(
-    api_url: str, environment: dict[str, str], home: Path, worker: None, cancelled_as: str
-) -> None:
+@pytest.fixture
+def unfollowed(home: Path) -> Iterator[LocalBackend]:
+    """With a step of the run `run` under way that nobody follows."""
     (home / STAND_IN_PVC).mkdir(exist_ok=True)
     backend = backend_at(home)
     backend.submit(spec(until="never"))
+    yield backend
+    backend.stop(STAND_IN_PVC, "run")
+
+
+@pytest.mark.parametrize("cancelled_as", ["Cancelling", "Cancelled"])
+def test_a_run_cancelled_while_it_waits_to_be_started_again_ends_its_step(
+    api_url: str,
+    environment: dict[str, str],
+    unfollowed: LocalBackend,
+    worker: None,
+    cancelled_as: str,
+) -> None:
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         run = begun(client, "finetune/local", {"run_name": "run", "pvc": STAND_IN_PVC})
         if cancelled_as == "Cancelling":  # then Prefect takes it for one that has an orchestrator
@@ -224,5 +235,5 @@ def test_a_run_cancelled_while_it_waits_to_be_started_again_ends_its_step(
         told = what_stop_said(client, run.id)
         state = client.read_flow_run(run.id).state
     assert told == f"{run.name}: stopped finetune of run."
-    assert backend.running_steps(STAND_IN_PVC, "run") == []
+    assert unfollowed.running_steps(STAND_IN_PVC, "run") == []
     assert state is not None and state.is_cancelled()
