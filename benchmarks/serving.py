@@ -29,8 +29,9 @@ import httpx
 import psutil
 import torch
 
-from infra import local_service, service_client
-from infra.local_service import Service
+from infra.local import service as local_service
+from infra.local import service_client
+from infra.local.service import Service
 from tests.serving import tiny_models
 
 NEW_TOKENS = 32
@@ -188,7 +189,7 @@ def throughput(servers: dict[str, tuple[str, int]], clients: int, rounds: int) -
 def report(args: argparse.Namespace, volume: Path) -> None:
     folder = volume / "bench/final"
     weight_bytes = make_model(folder, args.layers, args.width)
-    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "kserve"))
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "uvicorn"))
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {packages}")
     print(f"GPT-J {args.layers} x {args.width}, {weight_bytes / 2**20:.0f} MiB in float32\n")
     seconds, whole, parts = start_up(volume, folder)

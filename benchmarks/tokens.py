@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.ratios import say_ratio
 from benchmarks.token_text import KINDS, SHAPES, tokenizer, write_corpus, write_model
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def _memory_kib(pid: int) -> int:
 
 _ENCODER = """
 import sys, time
-from trainer.tokens.encoder import FastEncoder
+from trainer.tokens.encode.encoder import FastEncoder
 encoder = FastEncoder(open(sys.argv[1] + "/model/tokenizer.json", encoding="utf-8").read())
 text = open(sys.argv[2], encoding="utf-8", newline="").read()
 texts = [text[at : at + 250_000] for at in range(0, len(text), 250_000)]
@@ -194,6 +195,12 @@ def _peers(volume: Path, vocabulary: int, speed: float) -> dict:
     }
 
 
+def _say_ratios(figures: dict, what: str) -> None:
+    for name, higher in (("changed over first", False), ("store over encoder alone", True)):
+        if name in figures:
+            say_ratio(f"{what}: {name}", figures[name], higher=higher)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=200)
@@ -209,8 +216,10 @@ def main(arguments: list[str] | None = None) -> int:
     for kind in asked.kind or KINDS:
         for vocabulary in asked.vocabulary or (50_257, 128_000):
             with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-                for name, figure in measure(kind, vocabulary, asked, Path(folder)).items():
+                figures = measure(kind, vocabulary, asked, Path(folder))
+                for name, figure in figures.items():
                     print(f"{name:>24}  {figure}", flush=True)
+                _say_ratios(figures, f"tokens, {asked.shape}, {kind}, {vocabulary:,} ids")
     return 0
 
 

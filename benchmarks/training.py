@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.ratios import say_ratio
 from benchmarks.training_peers import (
     BATCH,
     GRADIENTS,
@@ -37,7 +38,7 @@ from benchmarks.training_peers import (
 )
 from tests.training.volume import make_tokenizer, write_store
 from trainer.models import gptj
-from trainer.training.engine import Engine, EngineOptions
+from trainer.training.engine.engine import Engine, EngineOptions
 from trainer.training.plan import TrainingPlan
 
 
@@ -147,6 +148,8 @@ def main() -> None:
         "python": platform.python_version(),
     }
     print(json.dumps({**vars(args), **machine, **result}, indent=1))
+    for name, ratio in result.get("median_speed", {}).items():
+        say_ratio(f"training, speed {name}", ratio)
 
 
 if __name__ == "__main__":

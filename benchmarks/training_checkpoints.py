@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from trainer.topics import CheckpointsConfig
-from trainer.training.partitions import KINDS, Slice
-from trainer.training.saving import Saver
+from benchmarks.ratios import say_ratio
+from trainer.contract.topics import CheckpointsConfig
+from trainer.training.engine.partitions import KINDS, Slice
+from trainer.training.save.saving import Saver
 
 SLICES = 24
 
@@ -84,6 +85,8 @@ def main() -> None:
     mib = sum(p.tensors[kind].nbytes for p in slices for kind in KINDS) / 2**20
     seconds = {name: round(value, 4) for name, value in seconds.items()}
     print(json.dumps({"mib": round(mib), "seconds": seconds, **ratios, "cores": os.cpu_count()}))
+    for name, ratio in ratios.items():
+        say_ratio(f"checkpoint, {name.replace('_', ' ')}", ratio, higher=False)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Run: `python -m benchmarks.training_loading [--width 1024] [--layers 8]`. Starts
 processes of a node, has them build their engine and fill it with the base model's weights, and
 adds up what they hold (proportional set size, mapped files with it) every few milliseconds.
 Printed over the size of the weights on disk, less what the processes held before: `model`, the
-peak until the model is made, before it is split; `peak` of all; `stays`, what training goes on
+peak until the model is made, before it is split; `peak` of all; `stays`, what training continues
 to hold (weights, their fp32 copies, gradients' and Adam's numbers: with a GPU most of it is
 there); `loading`, the weights and what the peak was above `stays`. Aims: `model` and `loading`
 at most 1.2. "whole" loads the model into each process, "first alone" into the first one, which
@@ -34,11 +34,11 @@ folder, rank, world, stage, precision, way = sys.argv[1:]
 import torch
 from trainer import host_memory
 from trainer.models import load_base
-from trainer.training.base import weights_for
-from trainer.training.engine import DTYPES, Engine, EngineOptions
-from trainer.training.partitions import put_in_place, slices_to_fill
-from trainer.training.saving import restore
-from trainer.training.start_up import import_deepspeed, join_processes
+from trainer.training.engine.base import weights_for
+from trainer.training.engine.engine import DTYPES, Engine, EngineOptions
+from trainer.training.engine.partitions import put_in_place, slices_to_fill
+from trainer.training.save.saving import restore
+from trainer.training.engine.start_up import import_deepspeed, join_processes
 import_deepspeed()
 join_processes(int(rank), int(world))
 print("ready", flush=True)

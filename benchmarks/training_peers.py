@@ -98,25 +98,32 @@ def bare(model: Any) -> Callable[[list[torch.Tensor], float], float]:
     return step
 
 
-def trainer_run(model: Any, batches: list[list[torch.Tensor]]) -> tuple[list[float], list[float]]:
-    """Losses of transformers' Trainer on the same batches, and seconds of its steps."""
+def trainer_run(
+    model: Any, batches: list[list[torch.Tensor]], **changes: Any
+) -> tuple[list[float], list[float]]:
+    """Losses of transformers' Trainer on the same batches, and seconds of its steps.
+
+    Args:
+        changes: Of TrainingArguments.
+    """
     rows = [row for step in batches for ids in step for row in ids]
     examples = [{"input_ids": row, "labels": row} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            gradient_accumulation_steps=GRADIENTS,
-            learning_rate=RATE,
-            warmup_steps=math.ceil(WARMUP * len(batches)),
-            num_train_epochs=1,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
+        given: dict[str, Any] = {
+            "output_dir": folder,
+            "per_device_train_batch_size": BATCH,
+            "gradient_accumulation_steps": GRADIENTS,
+            "learning_rate": RATE,
+            "warmup_steps": math.ceil(WARMUP * len(batches)),
+            "num_train_epochs": 1,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        arguments = TrainingArguments(**{**given, **changes})
         clock = _Clock()
         trainer = _InOrder(model=model, args=arguments, train_dataset=examples, callbacks=[clock])
         trainer.train()

@@ -23,18 +23,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ratios import say_ratio
 from benchmarks.training_peers import VOCABULARY, make_model
 from tests.training.volume import make_tokenizer, write_store
-from trainer.checkpoints import read_manifest, seal
-from trainer.checkpoints.folder import name_of
-from trainer.events import parse_event
+from trainer.contract.checkpoints import name_of
+from trainer.contract.events import parse_event
+from trainer.contract.sealed_folder import read_manifest, seal
 from trainer.models import gptj
 
 NEAR, FAR = 100, 100_000
 IMPORTS = """
 import sys
 import trainer.__main__, trainer.training.step, trainer.training.process
-from trainer.training.start_up import import_deepspeed
+from trainer.training.engine.start_up import import_deepspeed
 import_deepspeed()
 import deepspeed
 for path in sys.argv[1:]:
@@ -147,6 +148,8 @@ def main() -> None:
     ratios = {name: round(seconds[name] / least, 3) for name in ("near", "far")}
     shown = {name: round(value, 3) for name, value in seconds.items()}
     print(json.dumps({"mib": round(mib), "seconds": shown, "over_needed": ratios}))
+    for name, ratio in ratios.items():
+        say_ratio(f"resume, {name} over imports, reading and a step", ratio, higher=False)
     print(json.dumps({"far_over_near": round(seconds["far"] / seconds["near"], 3)}))
     wait = statistics.fmean(share for share in waits if share is not None)
     print(json.dumps({"share_of_steps_waiting_for_data": round(wait, 6)}))

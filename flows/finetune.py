@@ -2,7 +2,7 @@
 
 Each step is a process of its own, started by infra's backend and followed here. The
 flow holds no state: killed at any point and started again with the same parameters,
-it adopts what is under way and takes over what is done.
+it adopts what is running and takes over what is done.
 """
 
 from contextlib import suppress
@@ -12,26 +12,28 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows.parameters import Parameters, cluster_settings, takes
 from flows.plan_task import make_plan
 from flows.without_effect import without_effect
-from infra.place import backend_from_environment
+from infra.choose_backend import backend_from_environment
 from tasks.artifacts import show_result, tag_run
 from tasks.deployment import deploy
 from tasks.following import claimed
 from tasks.local_deployment import stays
-from tasks.running import (
+from tasks.run_step import (
     Run,
     cancelled_with_its_steps,
     current_listing,
     current_watcher,
+    is_paranoid,
     only_compared,
 )
 from tasks.steps import evaluate, fetch, tokenize, train
 from tasks.summary import losses
-from trainer.journal import record_flow
-from trainer.parsing import load_parameters
-from trainer.report.page import write_page
+from trainer.contract.addresses import masked
+from trainer.contract.parameters import Parameters, cluster_settings, takes
+from trainer.contract.validation import load_parameters
+from trainer.report.journal import record_flow
+from trainer.report.page import write_page_if_possible
 
 
 @flow(name="finetune", flow_run_name="{run_name}", validate_parameters=False)
@@ -48,11 +50,12 @@ def finetune(**given: Any) -> dict[str, Any]:
         attempt=str(flow_run.get_id()),
         backend=backend,
         listing=current_listing(),
+        paranoid=is_paranoid(),
         nodes=settings.nodes if backend.detaches else 1,
         grace_seconds=settings.grace_seconds,
         watcher=current_watcher(),
     )
-    tag_run(parameters.model, parameters.dataset)
+    tag_run(parameters.model, masked(parameters.dataset))
     _say_what_chooses_nothing(run, parameters)
     with (
         claimed(run.backend, parameters.pvc, parameters.run_name, attempt=run.attempt),
@@ -68,13 +71,15 @@ def finetune(**given: Any) -> dict[str, Any]:
         # one of many runs, of which the best are served, and held to what was trained, later.
         if stays(run.parameters) or not (backend.detaches or only_compared()):
             deploy(run)
-        if run.volume_folder is not None and run.volume_folder.record() is not None:
+        if run.volume_folder is not None and run.volume_folder.is_admitted:
             with suppress(OSError):  # a full volume; all that was asked for is done
                 record_flow(run.volume_folder, run.began)
-                write_page(run.volume_folder)
+            if said := write_page_if_possible(run.volume_folder):
+                get_run_logger().warning("%s", said)
         result = losses(run.outcomes)
         show_result(run.run_name, run.outcomes, result)
-    return {**result, "seconds": {outcome.step: outcome.seconds for outcome in run.outcomes}}
+    seconds = {outcome.step: outcome.seconds for outcome in run.outcomes}
+    return {**result, "digests": run.digests, "seconds": seconds}
 
 
 def _say_what_chooses_nothing(run: Run, parameters: Parameters) -> None:

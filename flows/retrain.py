@@ -1,10 +1,11 @@
 """The flow `retrain`: train again when something changed, and serve what came out if it is better.
 
-Made for a schedule. What it decided is kept on the volume (trainer/champion.py), so a
-run that is killed is gone on with by the next one.
+Made for a schedule. What it decided is kept on the volume (trainer/retraining/step.py), so a
+run that is killed is resumed by the next one.
 """
 
-from contextlib import nullcontext, suppress
+import dataclasses
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -16,14 +17,12 @@ from prefect.runtime import flow_run
 from prefect.states import State
 
 from flows.finetune import finetune
-from flows.parameters import Parameters, cluster_settings, takes
-from infra import local_service
 from infra.backend import PlaceError
-from infra.local_processes import LocalBackend
-from infra.place import backend_from_environment
+from infra.choose_backend import backend_from_environment
+from tasks.filling_up import filling_up
 from tasks.following import claimed
 from tasks.retraining import champion, show_decision
-from tasks.running import (
+from tasks.run_step import (
     Run,
     cancelled_with_its_steps,
     compared_by_loss,
@@ -32,10 +31,12 @@ from tasks.running import (
     sharing_listing,
 )
 from tasks.steps import fetch, tokenize
-from trainer.errors import RequestError
-from trainer.outcome import Outcome
-from trainer.parameter_types import RunName
-from trainer.parsing import load_parameters
+from trainer.contract.errors import RequestError
+from trainer.contract.outcome import Outcome
+from trainer.contract.parameter_types import RunName
+from trainer.contract.parameters import Parameters, Retention, cluster_settings, takes
+from trainer.contract.topics import RetentionConfig
+from trainer.contract.validation import load_parameters
 
 DATED = len("-20261123-999")
 
@@ -47,6 +48,8 @@ class RetrainParameters(Parameters):
     """Name of the series; its runs are named after it and the day (at most 27 characters)."""
     start_from: Literal["base", "last"] = "base"
     """What is trained: the base model, or the best one that the series made so far."""
+    retention: Retention = RetentionConfig()
+    """Of the series' runs: keep_finals=3 stay, keep_checkpoints_of=1 with checkpoints."""
 
 
 @flow(name="retrain", flow_run_name="{run_name}", validate_parameters=False)
@@ -78,28 +81,32 @@ def _retrain(run: Run, parameters: RetrainParameters) -> State[Any]:
     fetched = fetch(run)
     places = run.outcomes[-1].result
     at: dict[str, Any] = {"series": series, "fetched": fetched, "tokenized": tokenize(run, fetched)}
+    at["retention"] = dataclasses.asdict(parameters.retention)
     look = _champion(run, action="look", **at)
     if look.result["decision"] == "unchanged":
-        return _ended(series, "Unchanged", look.result, look.message)
+        return _ended(series, "Unchanged", look.result, look.message, look.result["room"])
     get_run_logger().info("%s", look.message)
     name = look.result["run"]
-    asked = parameters.model_dump(exclude={"start_from", "run_inference"})
+    asked = parameters.model_dump(exclude={"start_from", "run_inference", "retention"})
     asked |= {"run_name": name, "model": look.result["model"]}
+    asked["skip"] = look.result.get("skip") or asked["skip"]
     if asked["model"] != places["model"]:
         # A finished model's copy of the tokenizer is other files: the text would be tokenized
         # anew, and its losses compared with none.
         asked["tokenizer"] = places["tokenizer"] or places["model"]
     # One that is to be served is proven below, once it is known to be better.
     with compared_by_loss() if parameters.run_inference else nullcontext():
-        finetune(**asked)
-    judged = _champion(run, action="judge", candidate=name, **at)
+        made = finetune(**asked)
+    at |= {"candidate": name, "digests": {**made["digests"], "champion": look.result["champion"]}}
+    judged = _champion(run, action="judge", **at)
     promoted = judged.result["decision"] == "promoted"
     if promoted and parameters.run_inference:
         finetune(**{**asked, "inference_only": True})
         _stop_service(run, look.result["champion"])
-    _champion(run, action="record", candidate=name, verdict=judged.result, **at)
+        at["replaced"] = look.result["champion"]
+    room = _champion(run, action="record", verdict=judged.result, **at).result["room"]
     figures = {"run": name, "champion_before": look.result["champion"], **judged.result}
-    return _ended(series, "Promoted" if promoted else "Kept", figures, judged.message)
+    return _ended(series, "Promoted" if promoted else "Kept", figures, judged.message, room)
 
 
 def _champion(run: Run, **asked: Any) -> Outcome:
@@ -129,18 +136,26 @@ def _stop_service(run: Run, replaced: str) -> None:
     """Stop what the champion before served: its successor serves now."""
     if not replaced:
         return
-    if isinstance(run.backend, LocalBackend):
-        with suppress(PlaceError):  # a full volume: it was told to stop all the same
-            volume = run.backend.volume(run.parameters["pvc"])
-            local_service.stop(volume, replaced, grace_seconds=None)
-    else:
-        kind = run.parameters["serving"]["kind"]
-        run.backend.serving(kind).remove(replaced)  # type: ignore[attr-defined]
+    kind = run.parameters["serving"]["kind"]
+    try:
+        run.backend.stop_service(run.parameters["pvc"], replaced, kind=kind)
+    except PlaceError as error:  # it was told to stop, and the night's model serves
+        get_run_logger().warning("The service of %s was stopped. %s", replaced, error)
 
 
-def _ended(series: str, state: str, figures: dict[str, Any], words: str) -> State[Any]:
-    """Completed, under a name and with words that say what was decided."""
+def _ended(
+    series: str, state: str, figures: dict[str, Any], words: str, room: dict[str, Any]
+) -> State[Any]:
+    """Completed, under a name and with words that say what was decided, and how much room is left.
+
+    Args:
+        room: What was removed of older runs, see trainer/retention/after_night.py.
+    """
     decided = datetime.now(UTC).isoformat(timespec="seconds")
-    shown = {name: value for name, value in figures.items() if name != "fingerprint"}
+    left = ("fingerprint", "room")
+    shown = {name: value for name, value in figures.items() if name not in left} | room
     show_decision(series, {"decision": state.lower(), **shown, "decided": decided}, words)
+    if warning := filling_up(series, room):
+        get_run_logger().warning("%s", warning)
+        words = f"{words}; {warning}"
     return State(type=StateType.COMPLETED, name=state, message=words, data=shown)

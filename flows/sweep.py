@@ -1,7 +1,7 @@
 """The flow `sweep`: many runs with other values, the best ones trained longest.
 
 Each trial is a run of its own, in a process of its own, with all that a run has: killed
-and started again, the sweep finds what is done and goes on with what was begun. All
+and started again, the sweep finds what is done and continues with what was begun. All
 share one store of tokens, as long as no value changes the tokens.
 """
 
@@ -24,15 +24,22 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
-from flows.parameters import takes
 from flows.sweep_request import SweepParameters, asked_trials
 from flows.trials import Trial, check_losses, going_on, picture, rungs, table
-from infra.place import BACKEND_VARIABLE, home_from_environment
+from infra.choose_backend import BACKEND_VARIABLE, home_from_environment
 from tasks.cancelling import environment_of_part
-from tasks.running import current_watcher
-from trainer.durable import write_atomically
-from trainer.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REFUSED, Interrupted, RequestError
-from trainer.parsing import load_parameters
+from tasks.run_step import current_watcher
+from trainer.contract.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    Interrupted,
+    RequestError,
+)
+from trainer.contract.files import write_atomically
+from trainer.contract.json_text import parse_json
+from trainer.contract.parameters import takes
+from trainer.contract.validation import load_parameters
 
 Say = Callable[[str], Any]
 FOLDER = "sweeps"
@@ -66,7 +73,7 @@ def run_sweep(parameters: SweepParameters, home: Path, say: Say) -> list[Trial]:
 
     Raises:
         RequestError: A trial would be refused; nothing was started.
-        Interrupted: A signal came; the same sweep goes on.
+        Interrupted: A signal came; the same sweep continues.
         StepError: Every trial of a round failed.
     """
     trials, requests = asked_trials(parameters)
@@ -132,7 +139,7 @@ def _start(request: Mapping[str, Any], home: Path, folder: Path) -> "subprocess.
     path = folder / f"{run}.json"
     path.write_text(json.dumps(request), encoding="utf-8")
     backend = os.environ.get(BACKEND_VARIABLE) or "local"
-    command = [sys.executable, "-m", "flows.cli", "run", "--backend", backend, "--json"]
+    command = [sys.executable, "-P", "-m", "flows.cli", "run", "--backend", backend, "--json"]
     environment = {**environment_of_part(), "PREFECT_API_URL": PREFECT_API_URL.value() or ""}
     with open(folder / f"{run}.out", "wb") as out, open(folder / f"{run}.err", "wb") as err:
         return subprocess.Popen(
@@ -151,11 +158,11 @@ def _loss(run: str, process: "subprocess.Popen[bytes]", folder: Path, say: Say) 
         lines = [line for line in said.splitlines() if line.startswith("error: ")]
         raise RequestError(*(line.removeprefix("error: ") for line in lines))
     if process.returncode == EXIT_INTERRUPTED:
-        raise Interrupted(f"{run} was interrupted. Start the sweep again to go on.")
+        raise Interrupted(f"{run} was interrupted. Start the sweep again to resume.")
     if process.returncode != EXIT_DONE:
         say(f"{run} failed, and is left out:\n{said[-2000:]}")
         return None
-    loss = json.loads((folder / f"{run}.out").read_text()).get("finetuned_loss")
+    loss = parse_json((folder / f"{run}.out").read_text()).get("finetuned_loss")
     say(f"{run}: loss {loss}")
     return loss
 

@@ -1,23 +1,19 @@
 """What `sweep` is asked, and what its trials ask in turn: checked without Prefect."""
 
-import json
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, MaxLen
 from pydantic import BeforeValidator
 
-from flows.parameters import Parameters
 from flows.trials import Trial, Values, make_trials, rungs
-from trainer.errors import RequestError
-from trainer.parameter_types import Count, RunName
-from trainer.parsing import load_parameters
+from trainer.contract.errors import RequestError
+from trainer.contract.nested_names import with_value
+from trainer.contract.parameter_types import Count, RunName, from_text
+from trainer.contract.parameters import Parameters
+from trainer.contract.validation import load_parameters
 
 OWN = ("over", "method", "trials", "parallel", "halving")
 NUMBERED = len("-999-e9999")
-
-
-def _from_text(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
 
 
 class SweepParameters(Parameters):
@@ -25,8 +21,8 @@ class SweepParameters(Parameters):
 
     run_name: Annotated[RunName, MaxLen(40 - NUMBERED)]
     """Name of the sweep; its runs are numbered after it (at most 30 characters)."""
-    over: Annotated[dict[str, Values], BeforeValidator(_from_text)]
-    """What varies: {"learn_rate": {"min": 1e-5, "max": 1e-3, "log": true}, "epochs": [1, 2]}."""
+    over: Annotated[dict[str, Values], BeforeValidator(from_text)]
+    """What varies: {"learn_rate": {"min": 1e-5, "max": 1e-3, "log": true}, "lora.rank": [8]}."""
     method: Literal["grid", "random"] = "grid"
     """Every combination, or as many as `trials` drawn by random_seed."""
     trials: Count = 8
@@ -54,9 +50,18 @@ def asked_trials(parameters: SweepParameters) -> tuple[list[Trial], dict[int, di
 
 def _request(parameters: SweepParameters, trial: Trial, epochs: int) -> dict[str, Any]:
     fixed = {*OWN, "run_name", "pvc", *(["epochs"] if parameters.halving > 1 else [])}
-    problems = [f"over can't vary {name}." for name in trial.values if name in fixed]
+    varied = {name: name.partition(".")[0] for name in trial.values}
+    problems = [f"over can't vary {name}." for name, topic in varied.items() if topic in fixed]
+    if parameters.halving > 1 and parameters.schedule.max_steps:
+        problems.append(
+            f"schedule.max_steps can't be combined with halving (got {parameters.halving}): each "
+            "round trains more epochs than the one before. Leave one of them out."
+        )
     if problems:
         raise RequestError(*problems)
     values = parameters.model_dump(mode="json", exclude=set(OWN))
-    checked = load_parameters(Parameters, {**values, "epochs": epochs, **trial.values})
+    values["epochs"] = epochs
+    for name, value in trial.values.items():
+        values = with_value(values, name, value)
+    checked = load_parameters(Parameters, values)
     return checked.model_dump(mode="json")

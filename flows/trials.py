@@ -1,4 +1,4 @@
-"""The trials of a sweep: which there are, how many go on, pictures of them. Plain data alone."""
+"""The trials of a sweep: which there are, how many continue, pictures of them. Plain data alone."""
 
 import html
 import itertools
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, model_validator
 
-from trainer.errors import StepError
+from trainer.contract.errors import StepError
 
 
 class Range(BaseModel):
@@ -20,11 +20,14 @@ class Range(BaseModel):
     Between two integers, those that lie there: 1 to 8, and not 1.0 to 8.0.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     min: int | float
+    """Smallest number."""
     max: int | float
+    """Largest number."""
     log: bool = False
+    """Whether they are drawn evenly in their logarithm."""
     steps: Annotated[int, Ge(2)] = 3
     """Points in a grid."""
 

@@ -1,21 +1,26 @@
 """The protocol by which a step is run somewhere, and the plain data it speaks.
 
-Idempotent per step, run and key: whoever asks again for work that is under way
+Idempotent per step, run and key: a second request for work that is running
 adopts it, so a step outlives the orchestrator that started it.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-Line = Callable[[str], None]
+from infra.serving_place import Line, ServingPlace
 
 
 class Notice(str):
     """A line about a step from the place where it runs, not of the step's own."""
+
+    __slots__ = ()
+
+
+class StillWaiting(Notice):
+    """A notice that a step has waited for long to start; repeated while it waits."""
 
     __slots__ = ()
 
@@ -29,7 +34,7 @@ class PlaceError(Exception):
 
 
 class ContactError(Exception):
-    """The place could not be reached for long, or no longer takes us; the step goes on."""
+    """The place could not be reached for long, or no longer takes us; the step continues."""
 
 
 class BusyError(PlaceError):
@@ -45,6 +50,18 @@ class Resources:
     cores: int = 1
     memory_gib: int = 4
     nodes: int = 1  # machines, each with all of the above
+    light: bool = False  # a step that reads, hashes and encodes: the cluster's settings size it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a step of this flow run saw of the work's result on the volume.
+
+    The outcome of a finished Job is taken only while its result is still there.
+    """
+
+    digests: Mapping[str, str]  # of `digests` in the outcome's result; empty: it is not there
+    at: str  # UTC, ISO 8601: what was made later could not be seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +72,14 @@ class StepSpec:
     run_name: str
     volume: str  # the parameter `pvc`
     config: Mapping[str, Any]  # JSON for `python -m trainer STEP`; `volume` is filled in
-    key: str = ""  # what defines the work; see work_key
+    key: str = ""  # what defines the work; see trainer/contract/work_key.py
     attempt: str = ""  # who asks (a flow run's id): the same asker may take an outcome as it is
     resources: Resources = field(default_factory=Resources)
     image: str = ""
     region: str = ""
     secrets: tuple[str, ...] = ()  # Kubernetes Secrets whose keys become environment variables
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)  # of local processes
+    seen: "Seen | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +96,26 @@ class Backend(Protocol):
     """Somewhere to run steps."""
 
     detaches: bool
-    """Whether a step goes on when whoever follows it is interrupted (Ctrl-C, SIGTERM)."""
+    """Whether a step continues when its follower is interrupted (Ctrl-C, SIGTERM)."""
+
+    def volume(self, pvc: str) -> Path | None:
+        """The volume's root, where this process has it; None: only the steps have it."""
+
+    def mount(self, pvc: str) -> Path:
+        """The volume's root as the steps have it."""
+
+    def serving(self, kind: str) -> ServingPlace | None:
+        """Where revisions of services are kept; `kind` as the parameter `serving` has it.
+
+        None: a service is a process beside this one, and the deploy step starts it itself.
+        """
+
+    def stop_service(self, pvc: str, run_name: str, *, kind: str = "") -> bool:
+        """Have the run's service end when it has answered what it has; whether there was one.
+
+        Raises:
+            PlaceError: It was told to, and the volume can't be written, or the place was not there.
+        """
 
     def claim(self, pvc: str, run_name: str, *, attempt: str = "") -> AbstractContextManager[None]:
         """Be the run's only orchestrator where the place does not see to that by itself.
@@ -90,7 +127,7 @@ class Backend(Protocol):
         """The run of the flow is over: what its steps saw no longer stands for another one."""
 
     def submit(self, spec: StepSpec, *, on_line: Line = unheard) -> str:
-        """Start the step, or adopt the same work where it is under way; return its name."""
+        """Start the step, or adopt the same work where it is running; return its name."""
 
     def wait(self, spec: StepSpec, on_line: Line) -> StepEnd:
         """Hand over the step's lines as they come, each once, until it ends."""
@@ -106,9 +143,9 @@ class Backend(Protocol):
         attempts: Collection[str] = (),
         on_line: Line = unheard,
     ) -> list[str]:
-        """Cancel every step of the run that is under way; return their names.
+        """Cancel every step of the run that is running; return their names.
 
-        Whoever follows it; with `attempts`, only what nobody but those follows.
+        Steps with any follower; with `attempts`, only those that no other attempt follows.
         """
 
     def hint(self, spec: StepSpec) -> str:
@@ -116,15 +153,3 @@ class Backend(Protocol):
 
     def kill(self, spec: StepSpec) -> None:
         """End the step at once, without letting it save."""
-
-
-def work_key(config: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> str:
-    """A digest of what defines a piece of work, 16 hex digits.
-
-    Args:
-        config: The step's config.
-        without: Names that do not define it: resources, who asks, bookkeeping.
-    """
-    defining = {name: value for name, value in config.items() if name not in without}
-    canonical = json.dumps(defining, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -18,8 +18,8 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from tasks.wording import describe_progress, format_seconds
-from trainer.outcome import Outcome
+from trainer.contract.outcome import Outcome
+from trainer.contract.wording import describe_progress, figure, format_seconds
 
 P = ParamSpec("P")
 # What Prefect's client raises when the server does not take something, after its own retries.
@@ -68,21 +68,23 @@ class ProgressArtifact:
 def show_plan(run_name: str, rows: Sequence[Sequence[str]]) -> None:
     """A table of what the run will do, need, take and cost."""
     create_table_artifact(
-        _rows(("", "plan"), rows), key=f"{run_name}-plan", description=f"Plan of {run_name}"
+        _rows(("figure", "plan"), rows), key=f"{run_name}-plan", description=f"Plan of {run_name}"
     )
 
 
 @_only_shown
 def show_tokens(run_name: str, result: Mapping[str, Any], folder: str) -> None:
-    """A table of what is in the store, and a link to it: `folder`, where the volume is."""
+    """A table of what is in the store, and the command that shows it, where the volume is."""
     create_table_artifact(
-        _rows(("", "value"), tokens_rows(result)), key=f"{run_name}-tokens", description="Tokens"
+        _rows(("figure", "value"), tokens_rows(result)),
+        key=f"{run_name}-tokens",
+        description="Tokens",
     )
-    create_link_artifact(
-        f"file://{folder}",
-        link_text=f"finetune tokens {folder}",
+    # A browser opens no file:// link from a page of a server.
+    create_markdown_artifact(
+        f"Where the volume is:\n\n    finetune tokens {folder}\n",
         key=f"{run_name}-store",
-        description="The store of tokens, where the volume is",
+        description="The store of tokens",
     )
 
 
@@ -90,10 +92,10 @@ def tokens_rows(result: Mapping[str, Any]) -> list[list[Any]]:
     """What the tokenize step said, name by name; how fast it was where it made the store."""
     names = (
         "files documents num_tokens num_contexts num_train_contexts num_padding repeated_share "
-        "dropped seconds megabytes_per_second encoder store"
+        "trained_tokens masked_tokens dropped seconds megabytes_per_second encoder store"
     ).split()
     return [
-        [name.removeprefix("num_").replace("_", " "), result[name]]
+        [name.removeprefix("num_").replace("_", " "), figure(result[name])]
         for name in names
         if result.get(name) is not None
     ]
@@ -113,18 +115,17 @@ def show_endpoint(run_name: str, url: str) -> None:
 
 @_only_shown
 def show_curves(run_name: str, folder: str) -> None:
-    """A link to TensorBoard's events."""
-    create_link_artifact(
-        f"file://{folder}",
-        link_text=f"tensorboard --logdir {folder}",
+    """The command that shows TensorBoard's events, where the volume is."""
+    create_markdown_artifact(
+        f"Where the volume is:\n\n    tensorboard --logdir {folder}\n",
         key=f"{run_name}-tensorboard",
-        description="TensorBoard's events, where the volume is",
+        description="TensorBoard's events",
     )
 
 
 @_only_shown
 def tag_run(*tags: str) -> None:
-    """Add tags to the flow run under way: what it can be found by in the UI."""
+    """Add tags to the flow run running: what it can be found by in the UI."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(uuid.UUID(str(flow_run.id)), tags=sorted({*flow_run.tags, *tags}))
 
@@ -135,14 +136,14 @@ def show_result(run_name: str, outcomes: Sequence[Outcome], losses: Mapping[str,
     rows = [
         [
             outcome.step,
-            "there already" if outcome.reused else "done",
+            "cached" if outcome.reused else "done",
             format_seconds(outcome.seconds),
             outcome.message,
         ]
         for outcome in outcomes
     ]
     for name, value in losses.items():
-        rows.append([name, "", "", value])
+        rows.append([name, "-", "-", figure(value)])
     table = _rows(("step", "state", "time", "result"), rows)
     create_table_artifact(table, key=f"{run_name}-result", description=f"Result of {run_name}")
 

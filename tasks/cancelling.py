@@ -20,10 +20,12 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, State
 
 from tasks.artifacts import SERVER_ERRORS
-from trainer.errors import Interrupted
+from trainer.contract.errors import Interrupted
 
 ASK_SECONDS = 10.0
-SUPERVISED_VARIABLE = "PREFECT__FLOW_RUN_ID"  # set by whoever starts flow runs, and ends them
+SUPERVISED_VARIABLE = (
+    "PREFECT__FLOW_RUN_ID"  # set by the process that starts flow runs, and ends them
+)
 # Id of the flow run that started this process for a part of its own work: a sweep, for a trial.
 STARTED_BY_VARIABLE = "FINETUNE_STARTED_BY"
 

@@ -1,18 +1,23 @@
 """Deploy on a cluster: a Job finds the model, its server is tried, a Job holds it to the gate.
 
 What needs the volume and the server's address in the cluster is done by Jobs of the deploy
-step, so whoever runs this needs neither. What serves goes on until the new one has passed.
+step, so the process that runs this needs neither. What serves continues until
+the new one has passed.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from infra.backend import ContactError, Line, PlaceError
-from infra.serving import ServingError, ServingPlace, ServingSpec
+from infra.serving_place import API_KEY_VARIABLE, ServingError, ServingPlace, ServingSpec
 from tasks import configs
-from trainer.errors import Interrupted, RequestError, StepError
-from trainer.outcome import Outcome
+from trainer.contract.errors import Interrupted, RequestError, StepError
+from trainer.contract.image_reference import image_of
+from trainer.contract.outcome import Outcome
+from trainer.contract.parameter_types import NO_GPU
+from trainer.serving.deploy.choose_engine import engine_for
 
 Check = Callable[[dict[str, Any]], Outcome]
 
@@ -23,6 +28,7 @@ def deploy_on_cluster(
     check: Check,
     say: Line,
     *,
+    digests: Mapping[str, str] = MappingProxyType({}),
     rollback: bool = False,
 ) -> Outcome:
     """Have the run's model served, or the one that served before.
@@ -32,6 +38,7 @@ def deploy_on_cluster(
         place: Where services are kept.
         check: Runs a deploy step with that config.
         say: Told what is waited for.
+        digests: Of the model and its evaluation, as this run of the flow made them.
         rollback: Put the model back that served before.
     Returns:
         How the check ended; its result has the service's `url`.
@@ -40,7 +47,8 @@ def deploy_on_cluster(
         StepError: The new revision did not pass; what served before serves on.
     """
     about = {"run": parameters["run_name"], "rollback": rollback}
-    found = check(configs.deploy_config(parameters, run_name="", **about)).result
+    asked = configs.deploy_config(parameters, run_name="", digests=digests, **about)
+    found = check(asked).result
     if rollback:
         again = {name: found[name] for name in ("model", "revision")}
         spec = ServingSpec(**{**found["earlier"], **again})
@@ -61,13 +69,15 @@ def deploy_on_cluster(
             config = configs.deploy_config(
                 parameters,
                 **about,
+                digests={**digests, **found["digests"]},
                 url=candidate,
                 serving_loss=None if before is None or rollback else before.figures.get("loss"),
                 max_regression=parameters["serving"]["max_regression"],
                 serving=dataclasses.asdict(spec),
+                api_key_variable=API_KEY_VARIABLE if spec.api_key else "",
             )
             outcome = check(config)
-        except Interrupted:  # the same request goes on from here
+        except Interrupted:  # the same request resumes from here
             raise
         except (ServingError, StepError) as error:
             place.withdraw(spec, before, say)
@@ -81,24 +91,30 @@ def deploy_on_cluster(
 def serving_spec(parameters: Mapping[str, Any], found: Mapping[str, Any]) -> ServingSpec:
     """The revision to be made of the model that the deploy step found."""
     serving = parameters["serving"]
-    names = (
-        "gpus cores max_cores memory_gib max_memory_gib min_replicas max_replicas retention_minutes"
-    )
+    names = "cores max_cores memory_gib max_memory_gib min_replicas max_replicas retention_minutes"
+    gpus = 0 if parameters["inference_gpu"] == NO_GPU else serving["gpus"]
     return ServingSpec(
         run_name=parameters["run_name"],
         volume=parameters["pvc"],
         model=found["model"],
         model_digest=found["model_digest"],
         revision=found["revision"],
-        image=f"{parameters['finetuner_image']}:{parameters['finetuner_tag']}",
+        image=serving["image"]
+        or image_of(parameters["finetuner_image"], parameters["finetuner_tag"]),
         config={
             "trust_remote_code": parameters["trust_remote_code"],
-            "engine": serving["engine"],
+            "engine": engine_for(
+                serving["engine"], found.get("builtin_wrong", ""), parameters["run_name"]
+            ),
+            "engine_args": serving["engine_args"],
             "tensorizer_uri": serving["tensorizer_uri"],
+            **({"cors_origins": serving["cors_origins"]} if serving["cors_origins"] else {}),
         },
+        api_key=serving["api_key"],
         figures={} if found["loss"] is None else {"loss": found["loss"]},
         region=parameters["region"],
-        gpu=parameters["inference_gpu"] if serving["gpus"] else "",
+        gpu=parameters["inference_gpu"] if gpus else "",
+        gpus=gpus,
         ready_seconds=60 * serving["ready_minutes"],
         **{name: serving[name] for name in names.split()},
     )

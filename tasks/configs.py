@@ -3,16 +3,25 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from trainer.config import STEP_CONFIGS, load_step_config
-from trainer.topics import SamplingConfig
+from trainer.contract.step_configs import STEP_CONFIGS, SamplingConfig, load_step_config
 
-# What does not define a step's work: a step under way is adopted whatever these are.
-NOT_DEFINING = frozenset(
-    "volume logs project_id wandb_key processes nodes no_resume attempt earlier_outcomes plan "
-    "flow_began asked listing workers paranoid checkpoints budget grace_seconds".split()
-)
+# What each step reads on the volume, by the names that earlier steps' outcomes give its digest.
+READS = {
+    "tokenize": ("dataset", "tokenizer", "template"),
+    "finetune": ("model", "tokenizer", "prompt_file"),
+    "evaluate": ("model", "prompt_file", "final", "admission"),
+    "deploy": ("final", "admission", "report", "services"),
+    "champion": ("model", "final", "admission", "report", "champion"),
+}
+Digests = Mapping[str, str]
+
+
+def inputs_of(step: str, digests: Digests) -> dict[str, str]:
+    """Those of `digests` that name what the step reads."""
+    return {name: digests[name] for name in READS[step] if name in digests}
 
 
 def fetch_config(
@@ -23,10 +32,22 @@ def fetch_config(
 
 
 def tokenize_config(
-    parameters: Mapping[str, Any], *, model: str, tokenizer: str, listing: str = ""
+    parameters: Mapping[str, Any],
+    *,
+    model: str,
+    tokenizer: str,
+    listing: str = "",
+    digests: Digests = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Config of the tokenize step, for the folders that fetch found or made."""
-    return _config("tokenize", parameters, model=model, tokenizer=tokenizer, listing=listing)
+    return _config(
+        "tokenize",
+        parameters,
+        model=model,
+        tokenizer=tokenizer,
+        listing=listing,
+        inputs=inputs_of("tokenize", digests),
+    )
 
 
 def finetune_config(
@@ -41,6 +62,7 @@ def finetune_config(
     attempt: str,
     earlier_outcomes: list[dict[str, Any]],
     plan: Mapping[str, Any] | None = None,
+    digests: Digests = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Config of the finetune step, for the store that tokenize made."""
     return _config(
@@ -58,20 +80,34 @@ def finetune_config(
         attempt=attempt,
         earlier_outcomes=earlier_outcomes,
         plan=dict(plan or {}),
+        inputs=inputs_of("finetune", digests),
     )
 
 
-def evaluate_config(parameters: Mapping[str, Any], *, model: str, tokens: str) -> dict[str, Any]:
-    """Config of the evaluate step."""
+def evaluate_config(
+    parameters: Mapping[str, Any],
+    *,
+    model: str,
+    tokens: str,
+    digests: Digests = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Config of the evaluate step, for the final model that finetune made."""
     return _config(
-        "evaluate", parameters, model=model, tokens=tokens, sampling=_sampling(parameters)
+        "evaluate",
+        parameters,
+        model=model,
+        tokens=tokens,
+        sampling=_sampling(parameters),
+        inputs=inputs_of("evaluate", digests),
     )
 
 
-def deploy_config(parameters: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+def deploy_config(
+    parameters: Mapping[str, Any], *, digests: Digests = MappingProxyType({}), **known: Any
+) -> dict[str, Any]:
     """Config of the deploy step, on a cluster."""
     values = {name: value for name, value in parameters.items() if name != "serving"}
-    return _config("deploy", values, **known)
+    return _config("deploy", values, inputs=inputs_of("deploy", digests), **known)
 
 
 def champion_config(
@@ -82,11 +118,18 @@ def champion_config(
     action: str,
     model: str,
     tokens: str,
+    digests: Digests = MappingProxyType({}),
     **more: Any,
 ) -> dict[str, Any]:
     """Config of the champion step; it belongs to no run."""
     known = {"series": series, "action": action, "model": model, "tokens": tokens, **more}
+    known["inputs"] = inputs_of("champion", digests)
     return _config("champion", parameters, request=dict(request), run_name="", **known)
+
+
+def again_config(parameters: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+    """Config of the step that repeats a run; it leaves no outcome in the run's folder."""
+    return _config("again", parameters, run_name="", **known)
 
 
 def _sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:

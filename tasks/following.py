@@ -1,12 +1,21 @@
 """Follow one step on a backend and judge how it ended. Loads no Prefect."""
 
 import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from infra.backend import Backend, ContactError, Notice, PlaceError, StepEnd, StepSpec
-from trainer.errors import (
+from infra.backend import (
+    Backend,
+    ContactError,
+    Notice,
+    PlaceError,
+    StepEnd,
+    StepSpec,
+    StillWaiting,
+)
+from trainer.contract.errors import (
     EXIT_DONE,
     EXIT_REFUSED,
     EXIT_TERMINATED,
@@ -14,8 +23,8 @@ from trainer.errors import (
     RequestError,
     StepError,
 )
-from trainer.events import Event, format_event, parse_event
-from trainer.outcome import Outcome
+from trainer.contract.events import Event, format_event, parse_event
+from trainer.contract.outcome import Outcome
 
 LAST_LINES = 15
 
@@ -40,8 +49,8 @@ class Watcher(Protocol):
 def claimed(backend: Backend, pvc: str, run_name: str, *, attempt: str = "") -> Iterator[None]:
     """Be the run's only orchestrator while the block runs.
 
-    Its end settles the run, also by an error of a step. Whoever is killed settles nothing:
-    the next one goes on from where that one was.
+    Its end settles the run, also by an error of a step. A follower that is killed settles nothing:
+    the next one resumes from where that one was.
 
     Raises:
         RequestError: Another one is at it, or the volume can't be used.
@@ -64,14 +73,17 @@ def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Ou
 
     Raises:
         RequestError: The request is wrong, or other work is in the way.
-        Interrupted: It was stopped after saving: the same request goes on.
+        Interrupted: It was stopped after saving: the same request continues.
         StepError: It failed.
     """
     last_lines: deque[str] = deque(maxlen=LAST_LINES)
+    submitted = stopped = False
 
     def take(line: str) -> None:
         about = isinstance(line, Notice)
-        event = Event("notice", {"message": line}) if about else parse_event(line)
+        line = _by_ctrl_c(line) if stopped and not about else line
+        fields = {"message": line, "waiting": isinstance(line, StillWaiting)}
+        event = Event("notice", fields) if about else parse_event(line)
         if event is None:
             last_lines.append(line)
         elif event.kind == "notice" and last_lines and last_lines[-1] == event.fields["message"]:
@@ -82,7 +94,6 @@ def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Ou
             else:
                 watcher.event(spec.step, event)
 
-    submitted = stopped = False
     try:
         where = backend.submit(spec, on_line=take)
         submitted = True
@@ -95,10 +106,10 @@ def follow_step(backend: Backend, spec: StepSpec, watchers: list[Watcher]) -> Ou
         raise StepError(str(error)) from error
     except KeyboardInterrupt:
         if backend.detaches:
-            raise Interrupted(f"the {spec.step} step goes on. {backend.hint(spec)}") from None
+            raise Interrupted(f"the {spec.step} step continues. {backend.hint(spec)}") from None
         if not submitted:
             backend.cancel(spec, on_line=take)  # it may be there all the same
-            again = f"interrupted as the {spec.step} step started. Run it again to go on."
+            again = f"interrupted as the {spec.step} step started. Run it again to resume."
             raise Interrupted(again) from None
         stopped = True
         end = _stop(backend, spec, take)
@@ -116,14 +127,22 @@ def _stop(backend: Backend, spec: StepSpec, take: Callable[[str], None]) -> Step
         backend.cancel(spec, on_line=take)
     except KeyboardInterrupt:
         backend.kill(spec)
+        killed = backend.wait(spec, take)
+        at_once = "ended at once, as Ctrl-C came twice: what was not saved is done again"
+        return dataclasses.replace(killed, outcome=None, reason=at_once)
     return backend.wait(spec, take)
+
+
+def _by_ctrl_c(text: str) -> str:
+    """What a step says of the signal that it was sent, in the words of who pressed the keys."""
+    return text.replace("stopped by SIGTERM", "stopped by Ctrl-C")
 
 
 def _judge(
     spec: StepSpec, end: StepEnd, last_lines: deque[str], *, stopped: bool, detaches: bool
 ) -> Outcome:
     """The outcome of a step that is done, or the error that says why it is not."""
-    outcome = Outcome(**end.outcome) if end.outcome else None
+    outcome = Outcome.from_values(end.outcome) if end.outcome else None
     if end.exit_code == EXIT_DONE and outcome is not None and outcome.status == "done":
         return outcome
     message = outcome.message if outcome else end.reason or "ended"
@@ -136,9 +155,14 @@ def _judge(
         found.append("Mend it and run the same again.")
         raise RequestError(*message.splitlines(), found=found if detaches else ())
     if end.exit_code == EXIT_TERMINATED or stopped:
-        raise Interrupted(f"the {spec.step} step was {message}. Run it again to go on.")
+        message = _by_ctrl_c(message) if stopped else message
+        raise Interrupted(f"the {spec.step} step was {message}. Run it again to resume.")
     failed = f"the {spec.step} step{_of_run(spec)} failed: {message}"
-    raise StepError("\n".join([failed, *shown, "Run it again to go on from what is done."]))
+    raise StepError(
+        "\n".join(
+            [failed, *shown, "Correct the cause and run it again: it resumes from what is done."]
+        )
+    )
 
 
 def _of_run(spec: StepSpec) -> str:

@@ -5,7 +5,7 @@ No key is ever a parameter, part of a config or written to a file.
 
 import os
 
-from trainer.errors import RequestError
+from trainer.contract.errors import RequestError
 
 VARIABLE = "WANDB_API_KEY"  # what Weights & Biases' own client reads
 

@@ -8,19 +8,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra import local_service, service_client
 from infra.backend import PlaceError
-from infra.local_folder import writing
-from infra.local_service import Service
-from infra.server_process import ServiceError
-from infra.service_client import Endpoint, NoAnswerError
-from trainer.checkpoints import read_manifest
-from trainer.errors import DamagedError, RequestError, StepError
-from trainer.outcome import Outcome
-from trainer.run_folder import RunFolder
-from trainer.serving.deploy import find_model, prompt_of
-from trainer.serving.gate import Expected, GateError, check, expected_of
-from trainer.serving.history import previous
+from infra.local import service as local_service
+from infra.local import service_client
+from infra.local.server_process import ServiceError
+from infra.local.service import Service
+from infra.local.service_client import Endpoint, NoAnswerError
+from infra.local.step_folder import writing
+from trainer.contract.errors import DamagedError, RequestError, StepError
+from trainer.contract.outcome import Outcome
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.sealed_folder import read_manifest
+from trainer.contract.service_history import previous
+from trainer.exam.kept import only_vllm
+from trainer.serving.deploy.choose_engine import cannot_be_tried, engine_for, wrong_of
+from trainer.serving.deploy.deploy import find_model, prompt_of
+from trainer.serving.deploy.gate import Expected, GateError, check, expected_of
 
 Say = Callable[[str], None]
 FINAL_MANIFEST = "final_manifest"  # in the result of a deploy step: which model it was of
@@ -64,7 +67,7 @@ def as_it_is_now(deployed: Outcome, service: Service | None) -> Outcome:
 
     Addresses are for as long as their process: it may have been stopped, or rolled back.
     """
-    if not deployed.result["url"] and service is None:
+    if not deployed.result.get("url") and service is None:
         return deployed
     lasting = {name: value for name, value in deployed.result.items() if name != "curl"}
     url = service.url if service else ""
@@ -107,6 +110,9 @@ def rollback_here(volume: Path, run_name: str, logs: str = "logs") -> Service:
 def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say: Say) -> Outcome:
     started, clock = datetime.now(UTC).isoformat(timespec="milliseconds"), time.monotonic()
     run_name, keep = parameters["run_name"], stays(parameters)
+    asked, wrong = parameters["serving"]["engine"], wrong_of(folder)
+    if not keep and cannot_be_tried(asked, wrong):
+        return _not_tried(folder, wrong, started)
     serving = local_service.running(volume, run_name)
     try:
         # A model that only shows that it can be served need not be better than another.
@@ -118,9 +124,13 @@ def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say:
         )
         config = {
             "trust_remote_code": parameters["trust_remote_code"],
-            "engine": parameters["serving"]["engine"],
+            "engine": engine_for("auto" if wrong and not keep else asked, wrong, run_name),
+            "engine_args": parameters["serving"]["engine_args"],
             "tensorizer_uri": parameters["serving"]["tensorizer_uri"],
         }
+        named = {"api_key_variable": "api_key", "cors_origins": "cors_origins"}
+        set_names = {key: parameters["serving"][name] for key, name in named.items()}
+        config |= {key: value for key, value in set_names.items() if value}
         if keep:
             service = _start(volume, run_name, folder.final, expected, parameters["logs"], config)
             told, url = _ask(service, prompt_of(folder), say, keep), service.url
@@ -142,6 +152,18 @@ def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say:
     )
 
 
+def _not_tried(folder: RunFolder, wrong: str, started: str) -> Outcome:
+    """How deploy ends where nobody asked for a service, and nothing here serves the model."""
+    [note] = only_vllm(folder.root.name, wrong)
+    return Outcome(
+        step="deploy",
+        status="done",
+        message=f"not tried: {note}",
+        started=started,
+        result={"url": "", FINAL_MANIFEST: _manifest_digest(folder.final)},
+    )
+
+
 def _start(
     volume: Path,
     run_name: str,
@@ -157,7 +179,7 @@ def _start(
         run_name,
         model.relative_to(volume).as_posix(),
         logs=logs,
-        check=lambda service: check(service.url, service.name, expected),
+        check=lambda service: check(service.url, service.name, expected, service.api_key_variable),
         figures=figures if expected.loss is None else {"loss": expected.loss},
         config=config,
         event=event,
@@ -171,7 +193,7 @@ def _try(
     volume, run_name = folder.root.parent, folder.root.name
     model, log = f"{run_name}/{folder.final.name}", volume / logs / run_name / "serve.log"
     with local_service.serving_for_a_while(volume, model, log=log, **config) as address:
-        if problems := check(address.url, address.name, expected):
+        if problems := check(address.url, address.name, expected, address.api_key_variable):
             raise ServiceError("\n".join(problems))
         return _ask(address, prompt_of(folder), say, keep=False)
 

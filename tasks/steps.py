@@ -16,14 +16,18 @@ from prefect.states import State
 
 from tasks import artifacts, configs
 from tasks.keys import tracking_key
-from tasks.running import Run, run_step
+from tasks.run_step import Run, run_step
 from tasks.specs import step_spec
-from trainer.outcome import Outcome
+from trainer.contract.outcome import Outcome
+
+# Whose digest tells whether what the step made is still on the volume.
+RESULT_OF = {"finetune": "final", "evaluate": "report"}
 
 
 def _run(run: Run, step: str, config: Mapping[str, Any]) -> Outcome:
     config = {**config, "flow_began": run.began, "asked": time.time()}
-    spec = step_spec(run.parameters, step, config, attempt=run.attempt, nodes=run.nodes)
+    seen = run.seen(RESULT_OF[step]) if step in RESULT_OF else None
+    spec = step_spec(run.parameters, step, config, attempt=run.attempt, nodes=run.nodes, seen=seen)
     if spec.secrets and not run.backend.detaches:  # there are no Kubernetes Secrets here
         spec = dataclasses.replace(spec, environment=tracking_key(run.parameters["wandb_key"]))
     return run_step(run, spec)
@@ -56,7 +60,7 @@ def look(run: Run) -> dict[str, Any]:
     return outcome.result["plan_facts"]
 
 
-@task(name="tokenize", task_run_name="tokenize {run.parameters[dataset]}", cache_policy=NO_CACHE)
+@task(name="tokenize", task_run_name="tokenize {run.request[dataset]}", cache_policy=NO_CACHE)
 def tokenize(run: Run, fetched: Outcome) -> Outcome:
     """Make the store of tokenized contexts, or find it."""
     config = configs.tokenize_config(
@@ -64,8 +68,9 @@ def tokenize(run: Run, fetched: Outcome) -> Outcome:
         model=fetched.result["model"],
         tokenizer=fetched.result["tokenizer"],
         listing=run.listing,
+        digests=run.digests,
     )
-    outcome = _run(run, "tokenize", config)
+    outcome = _run(run, "tokenize", {**config, "paranoid": run.paranoid})
     artifacts.show_tokens(run.run_name, outcome.result, run.on_volume(outcome.result["store"]))
     return ended(outcome)
 
@@ -84,6 +89,7 @@ def train(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
         attempt=run.attempt,
         earlier_outcomes=[dataclasses.asdict(outcome) for outcome in run.outcomes],
         plan=run.plan,
+        digests=run.digests,
     )
     artifacts.show_curves(run.run_name, run.curves)
     return ended(_run(run, "finetune", config))
@@ -93,6 +99,9 @@ def train(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
 def evaluate(run: Run, fetched: Outcome, tokenized: Outcome) -> Outcome:
     """Compare the base and the finetuned model on the held-out contexts."""
     config = configs.evaluate_config(
-        run.parameters, model=fetched.result["model"], tokens=tokenized.result["store"]
+        run.parameters,
+        model=fetched.result["model"],
+        tokens=tokenized.result["store"],
+        digests=run.digests,
     )
     return ended(_run(run, "evaluate", config))

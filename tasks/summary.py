@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.outcome import Outcome
+from trainer.contract.outcome import Outcome
 
 
 def losses(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -13,7 +13,7 @@ def losses(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         if outcome.step == "finetune":
             found |= _chosen(outcome, "final", "steps", "loss")
         if outcome.step == "evaluate":
-            found |= _chosen(outcome, "base_loss", "base_perplexity")
+            found |= _chosen(outcome, "base_loss", "base_perplexity", "forgot")
             found |= {
                 f"finetuned_{name}": value
                 for name, value in _chosen(outcome, "loss", "perplexity").items()

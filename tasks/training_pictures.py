@@ -94,7 +94,7 @@ def _row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_done_again(row: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether an earlier attempt's sample lies beyond the checkpoint that was gone on from."""
+    """Whether an earlier attempt's sample lies beyond the checkpoint that was resumed from."""
     same = (row["step"], row["prompt"]) == (now["step"], now["prompt"])
     return same or row["step"] > now["step"]
 

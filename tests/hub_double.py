@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, for as much of it as downloads ask for.
+"""A Hugging Face hub on loopback, for as much of it as downloads and pushes ask for.
 
 A real HTTP server on a free port of 127.0.0.1; a process is pointed to it by
 `HF_ENDPOINT`. It can also do what the real one does on bad days: refuse, fail, cut
@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from tests.hub_uploads import Uploads
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _API = re.compile(r"^/api/models/(?P<id>[^/]+(/[^/]+)??)(/revision/(?P<revision>[^/]+))?$")
 _FILE = re.compile(r"^/(?P<id>[^/]+(/[^/]+)??)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
-_LARGE = (".safetensors", ".bin", ".msgpack", ".onnx", ".h5")
+LARGE = (".safetensors", ".bin", ".msgpack", ".onnx", ".h5")
 _CHUNK_BYTES = 4096
 
 
@@ -30,6 +32,13 @@ class HubModel:
     gated: bool = False
     token: str = ""
     """Only a request with this token gets an answer."""
+    private: bool = False
+    branches: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Files of branches that are not as `files`."""
+    commit: str = COMMIT
+
+    def files_of(self, revision: str) -> dict[str, bytes]:
+        return self.branches.get(revision, self.files)
 
 
 @dataclass
@@ -54,6 +63,10 @@ class HubDouble:
     go_on: threading.Event = field(default_factory=threading.Event)
     stalled: threading.Event = field(default_factory=threading.Event)
     """Set when a request waits."""
+    writers: tuple[str, ...] = ()
+    """Tokens that may make repositories and write to them."""
+    large_files: dict[str, bytes] = field(default_factory=dict)
+    """What was uploaded to go into commits, by SHA-256."""
 
     def __enter__(self) -> "HubDouble":
         hub = self
@@ -90,7 +103,7 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     double: HubDouble
 
@@ -107,9 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.double.requests.append((self.command, path, self.headers.get("Range", "")))
         self.double.tokens[path] = self.headers.get("Authorization", "")
-        failing = _matching(self.double.failures, path)
-        if failing and self.double.failures[failing] > 0:
-            self.double.failures[failing] -= 1
+        if self._fails(path):
             return self._send(500, {}, b"trouble")
         raw = urlsplit(self.path).path  # a revision's slash is %2F here
         if match := _API.match(raw):
@@ -119,6 +130,12 @@ class _Handler(BaseHTTPRequestHandler):
                 match["id"], unquote(match["revision"]), unquote(match["name"])
             )
         return self._send(404, {"X-Error-Code": "EntryNotFound"}, b"")
+
+    def _fails(self, path: str) -> bool:
+        failing = _matching(self.double.failures, path)
+        if failing:
+            self.double.failures[failing] -= 1
+        return bool(failing) and self.double.failures[failing] >= 0
 
     def _admitted(self, id: str, revision: str) -> HubModel | None:
         """The model, or None after a refusal was sent, worded as the hub words it."""
@@ -137,8 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
         model = self._admitted(id, revision)
         if model is None:
             return
-        siblings = [_sibling(name, content) for name, content in model.files.items()]
-        body = {"id": id, "modelId": id, "sha": COMMIT, "siblings": siblings, "private": False}
+        files = model.files_of(revision)
+        siblings = [_sibling(name, content) for name, content in files.items()]
+        body = {"id": id, "modelId": id, "sha": model.commit, "siblings": siblings}
+        body |= {"private": model.private}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
     def _answer_file(self, id: str, revision: str, name: str) -> None:
@@ -147,15 +166,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if model.gated:
             return self._send(403, {"X-Error-Code": "GatedRepo"}, b"")
-        if name not in model.files:
+        files = model.files_of(revision)
+        if name not in files:
             return self._send(404, {"X-Error-Code": "EntryNotFound"}, b"")
-        content = model.files[name]
+        content = files[name]
         headers = {
-            "ETag": f'"{_digest(name, content)}"',
-            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{digest(name, content)}"',
+            "X-Repo-Commit": model.commit,
             "Accept-Ranges": "bytes",
         }
-        if self.double.elsewhere and name.endswith(_LARGE):
+        if self.double.elsewhere and name.endswith(LARGE):
             headers |= {"X-Linked-Etag": headers.pop("ETag"), "X-Linked-Size": str(len(content))}
             headers["Location"] = f"{self.double.elsewhere}{self.path}"
             return self._send(302, headers, b"")
@@ -174,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self._send_body(body)
 
     def _send_body(self, body: bytes) -> None:
@@ -203,17 +223,17 @@ def _matching(table: dict[str, int], path: str) -> str:
 
 def _sibling(name: str, content: bytes) -> dict[str, object]:
     sibling: dict[str, object] = {"rfilename": name, "size": len(content)}
-    if name.endswith(_LARGE):
-        sha256 = _digest(name, content)
+    if name.endswith(LARGE):
+        sha256 = digest(name, content)
         sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
         sibling["blobId"] = "0" * 40
     else:
-        sibling["blobId"] = _digest(name, content)
+        sibling["blobId"] = digest(name, content)
     return sibling
 
 
-def _digest(name: str, content: bytes) -> str:
+def digest(name: str, content: bytes) -> str:
     """SHA-256 of a large file, git's blob id of a small one."""
-    if name.endswith(_LARGE):
+    if name.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

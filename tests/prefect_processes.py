@@ -1,7 +1,8 @@
-"""A real Prefect server and process worker on loopback, ended by whoever started them."""
+"""A real Prefect server and process worker on loopback, ended by the test that started them."""
 
 import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.embedded_server import answers, free_port
+from flows.cli.prefect_server import answers, free_port
 
 READY_SECONDS = 500
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -29,6 +30,28 @@ def prefect_environment(folder: Path, api_url: str | None = None) -> dict[str, s
     if api_url:
         environment["PREFECT_API_URL"] = api_url
     return environment
+
+
+def on_a_terminal(command: list[str], environment: dict[str, str], folder: Path) -> str:
+    """What a command writes on a pseudo-terminal whose user answers no question.
+
+    The terminal's input is at its end: a command that asks something fails.
+    """
+    ours, theirs = pty.openpty()
+    os.write(ours, b"\x04")
+    terminal = {n: v for n, v in environment.items() if n not in ("PREFECT_CLI_PROMPT", "NO_COLOR")}
+    with open(theirs, "r+b", buffering=0) as end:
+        process = subprocess.Popen(
+            command, env=terminal | {"TERM": "xterm"}, cwd=folder, stdin=end, stdout=end, stderr=end
+        )
+    written = b""
+    with contextlib.suppress(OSError):  # EIO: the last process has closed its end
+        while read := os.read(ours, 65536):
+            written += read
+    os.close(ours)
+    text = written.decode(errors="replace")
+    assert process.wait(60) == 0, text
+    return text
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ import yaml
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.workers.process import ProcessWorker
 
-from flows.parameters import Parameters
-from trainer.parsing import load_parameters
+from tasks.working_folder import enter
+from trainer.contract.parameters import Parameters
+from trainer.contract.validation import load_parameters
 
 ROOT = Path(__file__).parents[1]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -21,7 +22,7 @@ TEMPLATES = {
 # What prefect.yaml may say of a deployment; Prefect ignores other keys.
 KEYS = {
     "name", "description", "entrypoint", "parameters", "work_pool", "tags", "concurrency_limit",
-    "schedules", "enforce_parameter_schema", "version", "triggers", "pull",
+    "schedules", "enforce_parameter_schema", "version", "triggers", "build", "pull",
 }  # fmt: skip
 
 
@@ -50,6 +51,25 @@ def test_every_name_in_it_is_one_that_prefect_or_the_pool_knows(
     assert set(pool) <= {"name", "work_queue_name", "job_variables"}
     variables = TEMPLATES[pool["name"]]["variables"]["properties"]
     assert set(pool["job_variables"]) <= set(variables)
+
+
+def test_a_process_run_begins_in_the_folder_of_the_deploy_and_a_pod_in_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FINETUNE_BACKEND", "kubernetes")
+    assert enter(str(tmp_path)) == {"directory": str(ROOT)}
+    monkeypatch.delenv("FINETUNE_BACKEND")
+    assert enter(str(tmp_path)) == {"directory": str(tmp_path)}
+    assert Path.cwd() == tmp_path
+    with pytest.raises(FileNotFoundError, match="not on the worker's machine"):
+        enter(str(tmp_path / "none"))
+
+
+def test_every_deployment_finds_its_volume(deployment: dict[str, Any]) -> None:
+    assert deployment["pull"] == [
+        {"tasks.working_folder.enter": {"deployed_from": "{{ folder.stdout }}"}}
+    ]
 
 
 def test_its_parameters_are_a_request_once_a_run_has_a_name(deployment: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.sizes import size_of
+from trainer.contract.files import size_of
 
 
 def test_all_files_below_count(tmp_path: Path) -> None:

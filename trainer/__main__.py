@@ -1,14 +1,12 @@
 """Run one step: `python -m trainer STEP CONFIG.json`.
 
-Prints text for people and event lines (trainer/events.py), writes the outcome and
-ends with exit code 0 done, 78 the request is wrong, 143 stopped after saving,
-else failed. Loads no torch until a step needs it.
+Prints text for people and event lines (trainer/contract/events.py), writes the outcome and
+ends with exit code 0 done, 70 a package is missing, 78 the request is wrong, 143 stopped
+after saving, else failed. Loads no torch until a step needs it.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import gc
 import importlib
 import signal
 import sys
@@ -18,15 +16,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from trainer.config import STEP_CONFIGS, StepConfig, load_step_config
-from trainer.errors import EXIT_DONE, EXIT_FAILED, Interrupted, RequestError, Signalled, StepError
-from trainer.fetch.place import refusing_bad_volume
-from trainer.journal import begin, placed_at
-from trainer.outcome import Outcome, write_termination_message
-from trainer.report.page import write_page
-from trainer.run_folder import RunFolder
+# The guard stands before the imports that it is for.
+from trainer.import_failure import end_at_import_failure, message_of
+
+if __name__ == "__main__":
+    end_at_import_failure()
+
+from trainer.contract import events
+from trainer.contract.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    Interrupted,
+    RequestError,
+    Signalled,
+    StepError,
+)
+from trainer.contract.outcome import Outcome, write_termination_message
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.step_configs import STEP_CONFIGS, StepConfig, load_step_config
+from trainer.fetch.checks import refusing_bad_volume
+from trainer.process_end import end_process
+from trainer.report.journal import begin, placed_at
+from trainer.retention.full_volume import full_sentence, is_full
 from trainer.steps import STEP_MODULES, StepResult
-from trainer.training.nodes import node_rank
+from trainer.training.processes.nodes import node_rank
+
+WRITING_STEPS = (
+    "finetune",
+    "evaluate",
+    "deploy",
+)  # the others find a run's folder, or change nothing
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,11 +95,23 @@ def _run(step: str, config: StepConfig) -> tuple[Outcome, int]:
         return outcome("interrupted", StepResult(message=str(error))), error.exit_code
     except StepError as error:  # says itself what happened and what to do
         return outcome("failed", StepResult(message=str(error))), error.exit_code
+    except ImportError as error:
+        traceback.print_exc()
+        return outcome("failed", StepResult(message=message_of(error))), EXIT_INCOMPLETE
+    except OSError as error:
+        if not is_full(error):
+            return outcome("failed", StepResult(message=_told(error))), EXIT_FAILED
+        message = f"{full_sentence(Path(config.volume))}. Make room and run it again: it resumes."
+        return outcome("failed", StepResult(message=message)), EXIT_FAILED
     # The last resort of a process: whatever ended the step is printed whole and recorded.
     except Exception as error:  # noqa: BLE001
-        traceback.print_exc()
-        message = f"{type(error).__name__}: {error}"
-        return outcome("failed", StepResult(message=message)), EXIT_FAILED
+        return outcome("failed", StepResult(message=_told(error))), EXIT_FAILED
+
+
+def _told(error: Exception) -> str:
+    """An error that nobody expected, in one line; all of it is printed."""
+    traceback.print_exc()
+    return f"{type(error).__name__}: {error}"
 
 
 def _record(config: StepConfig, outcome: Outcome, exit_code: int) -> tuple[Outcome, int]:
@@ -93,6 +125,23 @@ def _record(config: StepConfig, outcome: Outcome, exit_code: int) -> tuple[Outco
             refused = dataclasses.replace(outcome, status="refused", message=str(error), result={})
             return refused, error.exit_code
     return outcome, exit_code
+
+
+def _mend(run_folder: RunFolder, step: str) -> None:
+    """Name what is damaged in the folder of an admitted run, and restore its run.json."""
+    if step in WRITING_STEPS and run_folder.is_admitted:
+        for phrase in run_folder.mend():
+            events.say(f"{run_folder.root.name}: {phrase}")
+
+
+def _report(run_folder: RunFolder, step: str) -> None:
+    """Make the report of an admitted run; one that can't be made fails no step."""
+    if step not in WRITING_STEPS or not run_folder.is_admitted:
+        return
+    from trainer.report.page import write_page_if_possible  # jinja2: a quarter of all imports
+
+    if said := write_page_if_possible(run_folder):
+        events.say(said)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,6 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
                 asked=config.asked,
                 placed=placed_at(args.config),
             )
+            _mend(run_folder, args.step)
         outcome, exit_code = _run(args.step, config)
     except RequestError as error:
         print(error, file=sys.stderr)
@@ -130,16 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
         outcome, exit_code = _record(config, outcome, exit_code)
     if journal is not None:
         journal.close(outcome.status)
-        if outcome.status == "done" and run_folder.record() is not None:
-            with contextlib.suppress(OSError):  # a full volume; `show --open` makes it again
-                write_page(run_folder)
+        if outcome.status == "done":
+            _report(run_folder, args.step)
     write_termination_message(outcome)
     return exit_code
 
 
 if __name__ == "__main__":
-    code = main()
-    # Else Python looks through a million objects of torch and transformers for garbage before it
-    # ends: 1.5 s of processor time, which is much longer where others want it, too.
-    gc.freeze()
-    sys.exit(code)
+    end_process(main())

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STEP_MODULES = {
-    "plan": "trainer.fetch.look",
+    "plan": "trainer.plan.step",
     "fetch": "trainer.fetch",
     "tokenize": "trainer.tokens.step",
     "finetune": "trainer.training.step",
-    "evaluate": "trainer.evaluation",
+    "evaluate": "trainer.evaluation.step",
     "serve": "trainer.serving.step",
-    "deploy": "trainer.serving.deploy",
-    "champion": "trainer.champion",
+    "deploy": "trainer.serving.deploy.deploy",
+    "champion": "trainer.retraining.step",
+    "again": "trainer.replaying.step",
 }
 
 

@@ -1,23 +1,15 @@
 # The image of the orchestrator, the worker and the server: Prefect and this project, no torch.
-#   docker build -f infra/images/orchestrator.Dockerfile -t finetune-orchestrator:0.1.0 .
+#   docker build -f infra/images/orchestrator.Dockerfile -t finetune-orchestrator:0.2.0 .
 FROM python:3.11-slim-bookworm
+# Where else pip looks for packages; empty: the index that it is set up for.
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+# The packages and this project's metadata, without its code: a change of code leaves this layer.
+COPY pyproject.toml requirements.lock /build/
+# The hashes are of a laptop's files; here the index decides which build of torch, as PIP_EXTRA_INDEX_URL says.
+RUN sed -E '/--hash=/d; s/ [\\]$//' /build/requirements.lock > /build/constraints.txt \
+    && pip install --no-cache-dir --constraint /build/constraints.txt "/build[orchestrator,kubernetes]"
 WORKDIR /app
-COPY requirements.lock .
-# What flows/, tasks/ and infra/ import; versions are the lock's.
-RUN pip install --no-cache-dir --constraint requirements.lock \
-    aiohttp \
-    annotated-types \
-    click \
-    fastapi \
-    httpx \
-    kubernetes_asyncio \
-    prefect \
-    prefect-kubernetes \
-    psutil \
-    pydantic \
-    pyyaml \
-    rich \
-    sqlalchemy
 COPY flows ./flows
 COPY tasks ./tasks
 COPY infra ./infra

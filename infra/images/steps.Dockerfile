@@ -1,5 +1,5 @@
 # The image of the steps: `python -m trainer`, and no Prefect.
-#   docker build -f infra/images/steps.Dockerfile -t finetune-steps:0.1.0 .
+#   docker build -f infra/images/steps.Dockerfile -t finetune-steps:0.2.0 .
 # The development image, because DeepSpeed compiles its operators with nvcc on first use.
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
 RUN apt-get update \
@@ -7,42 +7,15 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH
+# Where else pip looks for packages: another index has other builds of torch (the CPU's, another CUDA's).
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+# The packages and this project's metadata, without its code: a change of code leaves this layer.
+COPY pyproject.toml requirements.lock /build/
+# The hashes are of a laptop's files; here the index decides which build of torch, as PIP_EXTRA_INDEX_URL says.
+RUN sed -E '/--hash=/d; s/ [\\]$//' /build/requirements.lock > /build/constraints.txt \
+    && pip install --no-cache-dir --constraint /build/constraints.txt "/build[steps,gpu,s3,tracking]"
 WORKDIR /app
-COPY requirements.lock .
-# What trainer/ imports, and what its dependencies load by name; versions are the lock's.
-RUN pip install --no-cache-dir --constraint requirements.lock \
-    annotated-types \
-    bitsandbytes \
-    boto3 \
-    deepspeed \
-    fastapi \
-    fastokens \
-    fsspec \
-    httpx2 \
-    huggingface_hub \
-    jinja2 \
-    kserve \
-    liger-kernel==0.8.5 \
-    ninja \
-    numpy \
-    peft \
-    prometheus_client \
-    psutil \
-    pyarrow \
-    pydantic \
-    pydantic_core \
-    s3fs \
-    safetensors \
-    starlette \
-    tensorboard \
-    tensorizer \
-    tokenizers \
-    torch \
-    transformers \
-    uvicorn \
-    wandb \
-    xxhash \
-    zstandard
 COPY trainer ./trainer
 RUN python -m compileall -q trainer
 ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp

@@ -11,5 +11,7 @@ diagnosis.py      what a Job and its pods mean, in words; plain data in, plain d
 connection.py     the requests made, as plain dicts
 contact.py        credentials, and what is tried again; the only module that loads the client
 refusals.py       what the API server's refusals mean, in words
+inference_services.py, standard_services.py, plain_services.py   a run's service, by KServe with
+                  Knative, by KServe alone, or by Deployments
 interruptible.py  an event loop beside the main thread, which signals interrupt
 """

@@ -6,10 +6,13 @@ from typing import Any
 
 import aiohttp
 
+from infra.backend import PlaceError
 from infra.kubernetes_backend.contact import Contact, Object
+from infra.kubernetes_backend.fields import dicts_of, text_of
 from infra.kubernetes_backend.refusals import RefusedError, refusal_of
 
 REQUEST_SECONDS = 30.0
+READ_LOG = "get pods/log"
 SILENCE_SECONDS = 240.0  # of a log stream, then it is opened anew: the connection may be dead
 _RAW: dict[str, Any] = {"_preload_content": False, "_request_timeout": REQUEST_SECONDS}
 
@@ -45,7 +48,13 @@ class Connection(Contact):
 
     async def annotate_job(self, name: str, annotations: dict[str, str | None]) -> Object | None:
         """Set annotations, None removes one; None where the Job is gone."""
-        body = {"metadata": {"annotations": annotations}}
+        return await self._patch_job(name, {"metadata": {"annotations": annotations}})
+
+    async def end_retries(self, name: str) -> Object | None:
+        """Have the Job fail with the pods that have failed so far; None where it is gone."""
+        return await self._patch_job(name, {"spec": {"backoffLimit": 0}})
+
+    async def _patch_job(self, name: str, body: Object) -> Object | None:
         return await self._ask_known(
             "patch jobs.batch",
             lambda: self._batch.patch_namespaced_job(
@@ -83,6 +92,12 @@ class Connection(Contact):
             )
         except RefusedError as error:
             if error.code != 409:
+                raise
+            return False
+        except PlaceError:
+            # Admission comes before the name is looked at: a full quota also refuses a name
+            # that is taken.
+            if await self.read_service(service["metadata"]["name"]) is None:
                 raise
             return False
         return True
@@ -135,6 +150,17 @@ class Connection(Contact):
     async def read(self, resource: str, path: str) -> Object | None:
         """What is at the path, with {namespace}, or None."""
         return await self._ask_known(f"get {resource}", lambda: self._call("GET", path))
+
+    async def group_versions(self) -> set[str]:
+        """The kinds' groups that the cluster has, as "apps/v1".
+
+        All of them, as every API server has that list. What one that is away leaves a proxy to
+        say of a single group, 404, is also what a cluster without the group says.
+        """
+        listed = await self._ask("get the API's groups", lambda: self._call("GET", "/apis"))
+        groups = dicts_of(listed.get("groups"))
+        versions = (one for group in groups for one in dicts_of(group.get("versions")))
+        return {text_of(version.get("groupVersion")) for version in versions}
 
     async def select(self, resource: str, path: str, selector: str) -> list[Object]:
         """Objects of the collection at the path, with {namespace}, that a label selector takes."""
@@ -197,6 +223,7 @@ class Connection(Contact):
         try:
             if response.status >= 300:
                 raise refusal_of(response.status, await response.read())
+            self.allowed.add(READ_LOG)
             yield response.content.iter_any()
         finally:
             response.close()

@@ -2,12 +2,12 @@
 
 This is the only module that loads the Kubernetes client. What is retried: lost
 connections, time-outs, 429 and 5xx, a 401 of credentials that were good before (they are
-read again each time), and a proxy's 404. Everything else is raised at once.
+read again each time), a 403 to what was allowed before (a restarted API server fills its
+caches), and a proxy's 404 or unreadable body. Everything else is raised at once.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import time
@@ -20,6 +20,7 @@ from kubernetes_asyncio import client, config
 from kubernetes_asyncio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
 from infra.backend import ContactError, PlaceError
+from infra.kubernetes_backend.answers import answer_of
 from infra.kubernetes_backend.refusals import RefusedError, in_words, refusal_of
 
 Object = dict[str, Any]
@@ -28,10 +29,10 @@ PATIENCE_SECONDS = 20 * 60.0
 UNNOTICED_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-# The one before may have a request under way; a log that is cut is opened anew. Each takes
+# The one before may have a request running; a log that is cut is opened anew. Each takes
 # 0.7 MB, and credentials of a quarter of an hour are 672 in a week.
 KEPT_CLIENTS = 2
-IN_EVERY_CLUSTER = ("jobs.batch", "pods", "events", "services")
+IN_EVERY_CLUSTER = ("jobs.batch", "pods", "events", "services", "the API's groups")
 LOST = (aiohttp.ClientError, TimeoutError, OSError)
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Contact:
         tell: Called with a line for people when contact is lost, and found again.
         was_accepted: The cluster has taken these credentials before: one that refuses them
             now may take them again, or those that replace them.
+        allowed: What was answered before, as RBAC says it; added to.
         clock: Seconds that only grow.
         pause: Lets so many of them pass.
     """
@@ -56,6 +58,7 @@ class Contact:
         patience_seconds: float = PATIENCE_SECONDS,
         tell: Tell = logger.warning,
         was_accepted: bool = False,
+        allowed: set[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -65,6 +68,7 @@ class Contact:
         self._patience_seconds = patience_seconds
         self._tell = tell
         self.was_accepted = was_accepted
+        self.allowed = set() if allowed is None else allowed
         self._api: Any = None  # typed for models; here plain dicts go in and bytes come out
         self._batch: Any = None
         self._core: Any = None
@@ -97,7 +101,7 @@ class Contact:
         pause, told = FIRST_PAUSE_SECONDS, False
         while True:
             try:
-                answer = await self._once(request)
+                answer = await self._once(action, request)
             except RefusedError as error:
                 if not self._may_pass(error, action):
                     expected = error.code == 409 or (error.code == 404 and not error.of_namespace)
@@ -117,7 +121,7 @@ class Contact:
             if failing > self._patience_seconds:
                 raise ContactError(
                     f"the cluster did not answer for {self._patience_seconds:.0f} seconds "
-                    f"(asked to {action}: {_shown(problem)}). The step goes on without us; "
+                    f"(asked to {action}: {_shown(problem)}). The step continues without us; "
                     "run the same again to follow it."
                 ) from problem
             if not told and failing > UNNOTICED_SECONDS:
@@ -129,18 +133,23 @@ class Contact:
     def _may_pass(self, error: RefusedError, action: str) -> bool:
         """Whether the same request may be answered otherwise in a while."""
         expired = error.code == 401 and self.was_accepted
-        # Not the object, which is new, but a quota was changed by somebody else meanwhile.
-        crossed = error.reason == "Conflict" and action.startswith("create ")
+        known = error.unauthorized and action in self.allowed
+        garbled = error.code < 300 and self.was_accepted
+        # Of a new object a quota was changed meanwhile; a patch names no version that it wants.
+        crossed = error.reason == "Conflict" and action.startswith(("create ", "patch "))
         # A proxy whose API server restarts knows no path; of a Job that is gone a Status tells.
         astray = error.code == 404 and not error.reason and action.endswith(IN_EVERY_CLUSTER)
-        return error.transient or expired or crossed or (astray and self.was_accepted)
+        passing = error.transient or expired or known or garbled or crossed
+        return passing or (astray and self.was_accepted)
 
-    async def _once(self, request: Callable[[], Awaitable[Any]]) -> Object:
+    async def _once(self, action: str, request: Callable[[], Awaitable[Any]]) -> Object:
         response = await request()
         body = await response.read()
         if response.status < 300:
+            answer = answer_of(action, response.status, body)
             self.was_accepted = True
-            return json.loads(body)
+            self.allowed.add(action)
+            return answer
         error = refusal_of(response.status, body, response.headers.get("Retry-After", ""))
         if error.code == 401 and self.was_accepted:
             with contextlib.suppress(PlaceError):  # a file that is being written: read it next time

@@ -3,13 +3,13 @@
 import asyncio
 import time
 
-from infra import manifests
 from infra.backend import PlaceError, StepSpec
 from infra.kubernetes_backend import followers, removal
+from infra.kubernetes_backend import manifests_job as manifests
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.refusals import RefusedError
-from infra.manifests_settings import ClusterSettings
+from trainer.contract.cluster_settings import ClusterSettings
 
 # A Service of a Job that is gone is collected within seconds; a person's own stays.
 LEFTOVER_SECONDS = 300.0
@@ -26,6 +26,12 @@ async def create(
         created = await connection.create_job(job)
     except RefusedError as error:
         if error.reason == "AlreadyExists":
+            return None
+        raise
+    except PlaceError:
+        # Admission comes before the name is looked at: where an answer was lost, the Job that
+        # we made has filled the quota that now refuses it.
+        if await connection.read_job(job["metadata"]["name"]) is not None:
             return None
         raise
     try:
@@ -72,7 +78,7 @@ async def _goes_away(connection: Connection, job: Object, service: Object) -> bo
 def _in_the_way(service: Object) -> str:
     name, (owner, *_) = service["metadata"]["name"], service["metadata"]["ownerReferences"]
     return (
-        f"Service {name} is there already and belongs to something else (got "
+        f"Service {name} exists and belongs to something else (got "
         f"{owner['kind']} {owner['name']}). The pods of several nodes find each other by it. "
         f"Delete it, or take another run_name: kubectl delete service {name}"
     )

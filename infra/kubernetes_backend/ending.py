@@ -1,24 +1,23 @@
 """How a Job ended, as a step's end: from its pods, else from the volume, else in words."""
 
 import contextlib
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra import manifests
 from infra.backend import StepEnd, StepSpec
 from infra.kubernetes_backend import diagnosis
+from infra.kubernetes_backend import manifests_job as manifests
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.watching import Seen
+from trainer.contract.json_text import parse_json
 
 EXIT_TERMINATED = 143  # of a step that was stopped
 EXIT_CODES = {"refused": manifests.EXIT_REFUSED, "interrupted": EXIT_TERMINATED}
-# What a step without a GPU found (which files, which tokens) is not asked for again that soon.
-FRESH = timedelta(hours=1)
-LOOK_AT_WHAT_SERVES = ("deploy", "champion")
+# Their keys name all that they read. The others look at what people change meanwhile.
+NAMED_BY_CONTENT = ("finetune", "evaluate")
 
 
 async def end_of(
@@ -28,6 +27,10 @@ async def end_of(
     outcome = diagnosis.outcome_of(seen.pods, done=diagnosis.is_complete(seen.job))
     if seen.gone:
         why = f"stopped: Job {manifests.name_of(spec)} was deleted"
+        if crashes := diagnosis.crashes(seen.pods):
+            # Nothing was saved that another run could resume from: it would fail again.
+            code = diagnosis.exit_code_of(seen.pods)
+            return StepEnd(exit_code=code, outcome=outcome, reason=f"{crashes}; {why}", log=log)
         return StepEnd(exit_code=EXIT_TERMINATED, outcome=outcome, reason=why, log=log)
     if diagnosis.is_complete(seen.job):
         outcome = outcome or await done_outcome(connection, spec, seen.job, volumes)
@@ -37,6 +40,10 @@ async def end_of(
     if not any(diagnosis.has_ended(pod) for pod in seen.pods):
         outcome = _on_volume(spec, volumes, lambda found: _is_of(found, seen.job))
         code = EXIT_CODES.get((outcome or {}).get("status", ""), code)
+    hopeless = diagnosis.why_hopeless(seen.pods)
+    if words := diagnosis.with_image(outcome, code, hopeless, spec.image):
+        outcome = {**outcome, "message": words} if outcome else None
+        why = words
     return StepEnd(exit_code=code, outcome=outcome, reason=why, log=log)
 
 
@@ -52,8 +59,8 @@ def _on_volume(
     spec: StepSpec, volumes: Path, suits: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any] | None:
     path = volumes / spec.volume / spec.run_name / "outcomes" / f"{spec.step}.json"
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        outcome = json.loads(path.read_text(encoding="utf-8")) if spec.run_name else {}
+    with contextlib.suppress(OSError, ValueError):
+        outcome = parse_json(path.read_text(encoding="utf-8")) if spec.run_name else {}
         return outcome if outcome and suits(outcome) else None
     return None
 
@@ -80,30 +87,41 @@ async def why_not_taken(connection: Connection, spec: StepSpec, job: Object, vol
         return ""
     if stale := _why_stale(spec, job):
         return stale
-    if await done_outcome(connection, spec, job, volumes) is None:
+    outcome = await done_outcome(connection, spec, job, volumes)
+    if outcome is None:
         return "the outcome of the one before is lost"
-    return ""
+    return _why_gone(spec, job, outcome)
 
 
 def _why_stale(spec: StepSpec, job: Object) -> str:
     """Why the step has to look again whether what it made still stands; empty: it has not.
 
-    A run of the flow that ended has settled its Jobs. One that was killed has not: what it
-    got done is taken by the next, so that nobody asks for a GPU only to hear "reused". A
-    step with a GPU works on what its key names by content; one without looks at files that
-    people change: what it saw stands for its own run of the flow, else only for a while.
+    A run of the flow that ended has settled its Jobs. One that was killed has not: what its
+    training and evaluation came to is taken by the next, so that nobody asks for a GPU only
+    to hear "reused". What other steps saw stands for their own run of the flow alone.
     """
-    annotations = job["metadata"]["annotations"]
-    settled = annotations.get(manifests.SETTLED_ANNOTATION, "")
-    same = annotations.get(manifests.ATTEMPT_ANNOTATION, "") == spec.attempt
+    settled = job["metadata"]["annotations"].get(manifests.SETTLED_ANNOTATION, "")
+    same = _is_of_same_caller(spec, job)
     if settled == manifests.SETTLED_DONE:
         return "" if same else "the one before was done for another run of the flow"
-    if spec.step in LOOK_AT_WHAT_SERVES and not same:
-        return "what serves may have changed since"
-    if spec.resources.gpus:
+    if not same and spec.config.get("no_resume"):
+        return "no_resume=true starts over"
+    if spec.step in NAMED_BY_CONTENT:
         return ""
     if settled == manifests.SETTLED_FAILED:
         return "the run of the flow that it was done for has failed since"
-    if not same and datetime.now(UTC) - _moment(job["status"]["completionTime"]) > FRESH:
-        return "the one before was done long ago, for another run of the flow"
-    return ""
+    return "" if same else "what it saw for another run of the flow may have changed since"
+
+
+def _is_of_same_caller(spec: StepSpec, job: Object) -> bool:
+    return job["metadata"]["annotations"].get(manifests.ATTEMPT_ANNOTATION, "") == spec.attempt
+
+
+def _why_gone(spec: StepSpec, job: Object, outcome: dict[str, Any]) -> str:
+    """Why the result of a Job that is done is not on the volume any more; empty: it may be."""
+    seen = spec.seen
+    if seen is None or not seen.at or _moment(job["status"]["completionTime"]) >= _moment(seen.at):
+        return ""
+    made = outcome.get("result", {}).get("digests", {})
+    gone = [name for name, digest in seen.digests.items() if made.get(name) != digest]
+    return f"its result is no longer on the volume ({', '.join(gone)})" if gone else ""

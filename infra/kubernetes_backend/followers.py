@@ -4,13 +4,14 @@ Each follower writes the time at which it was last alive; one that was killed is
 forgotten after a while.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from infra.manifests_pod import PREFIX
+from infra.kubernetes_backend.manifests_pod import PREFIX
 
 Object = dict[str, Any]
 MARK = f"{PREFIX}/follower-"
@@ -46,7 +47,8 @@ def others(job: Object, ours: Collection[str]) -> list[str]:
     now, found = datetime.now(UTC), []
     for key, value in (job["metadata"].get("annotations") or {}).items():
         if key.startswith(MARK) and key.removeprefix(MARK) not in ours:
-            alive = datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-            if now - alive < FORGOTTEN_AFTER:
-                found.append(key.removeprefix(MARK))
+            with contextlib.suppress(TypeError, ValueError):  # somebody else has edited it
+                alive = datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+                if now - alive < FORGOTTEN_AFTER:
+                    found.append(key.removeprefix(MARK))
     return found

@@ -5,15 +5,23 @@ Source: https://kserve.github.io/website/docs/model-serving/predictive-inference
 
 import dataclasses
 
-from infra import manifests_serving
+from infra.kubernetes_backend import manifests_serving
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.contact import Object
+from infra.kubernetes_backend.fields import (
+    conditions,
+    dicts_of,
+    part_of,
+    text_of,
+    whole_of,
+    words_of,
+)
 from infra.kubernetes_backend.looks import Look
-from infra.manifests_settings import ClusterSettings
-from infra.serving import ServingSpec
+from infra.serving_place import ServingSpec
+from trainer.contract.cluster_settings import ClusterSettings
 
-GROUP = "/apis/serving.kserve.io/v1beta1"
-PATH = GROUP + "/namespaces/{namespace}/inferenceservices"
+GROUP_VERSION = "serving.kserve.io/v1beta1"
+PATH = f"/apis/{GROUP_VERSION}/namespaces/{{namespace}}/inferenceservices"
 RESOURCE = "inferenceservices.serving.kserve.io"
 HOPELESS = ("BlockedByFailedLoad", "InvalidSpec")  # of status.modelStatus.transitionStatus
 
@@ -27,7 +35,7 @@ class InferenceServices:
     @staticmethod
     async def known_to(connection: Connection) -> bool:
         """Whether the cluster has the kind."""
-        return await connection.read("the API's groups", GROUP) is not None
+        return GROUP_VERSION in await connection.group_versions()
 
     def pods_of(self, spec: ServingSpec) -> str:
         return f"serving.kserve.io/inferenceservice={spec.name}"
@@ -38,8 +46,8 @@ class InferenceServices:
 
     async def look(self, spec: ServingSpec, *, trial: bool) -> Look:
         found = await self._connection.read(RESOURCE, f"{PATH}/{spec.name}")
-        predictor = (found or {}).get("status", {}).get("components", {}).get("predictor", {})
-        revision = predictor.get("latestCreatedRevision", "")
+        predictor = part_of(found, "status", "components", "predictor")
+        revision = text_of(predictor.get("latestCreatedRevision"))
         return dataclasses.replace(look_at(found, trial=trial), revision=revision)
 
     async def promote(self, spec: ServingSpec) -> str:
@@ -55,8 +63,8 @@ class InferenceServices:
 
     async def serving(self, name: str) -> ServingSpec | None:
         found = await self._connection.read(RESOURCE, f"{PATH}/{name}")
-        text = (found or {}).get("metadata", {}).get("annotations", {})
-        spec = text.get(manifests_serving.SERVING_ANNOTATION)
+        annotations = part_of(found, "metadata", "annotations")
+        spec = annotations.get(manifests_serving.SERVING_ANNOTATION)
         return ServingSpec.from_json(spec) if spec else None
 
     async def remove(self, run_name: str) -> bool:
@@ -71,31 +79,39 @@ def look_at(found: Object | None, *, trial: bool) -> Look:
     """
     if found is None:
         return Look(why="it was deleted", hopeless=True)
-    status = found.get("status", {})
-    if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
+    status = part_of(found, "status")
+    if not is_seen(found):
         return Look(why="KServe has not seen it yet")
-    model = status.get("modelStatus", {})
+    model = part_of(status, "modelStatus")
     if model.get("transitionStatus") in HOPELESS:
-        failure = model.get("lastFailureInfo", {})
-        words = [failure.get("reason", model["transitionStatus"]), failure.get("message", "")]
-        return Look(why=": ".join(word for word in words if word), hopeless=True)
-    conditions = {c["type"]: c for c in status.get("conditions", [])}
-    predictor = status.get("components", {}).get("predictor", {})
+        failure = part_of(model, "lastFailureInfo")
+        reason = failure.get("reason", model["transitionStatus"])
+        return Look(why=words_of(reason, failure.get("message")), hopeless=True)
+    predictor = part_of(status, "components", "predictor")
     newest = predictor.get("latestCreatedRevision")
-    ready = conditions.get("Ready", {}).get("status") == "True"
-    if not (ready and newest and newest == predictor.get("latestReadyRevision")):
-        return Look(why=_why_not(list(conditions.values())))
+    if not (is_ready(found) and newest and newest == predictor.get("latestReadyRevision")):
+        return Look(why=why_not(conditions(found)))
     if not trial:
-        return Look(url=status.get("url", ""))
-    tagged = [t.get("url", "") for t in predictor.get("traffic", []) if t.get("tag") == "latest"]
+        return Look(url=text_of(status.get("url")))
+    traffic = dicts_of(predictor.get("traffic"))
+    tagged = [text_of(t.get("url")) for t in traffic if t.get("tag") == "latest"]
     return Look(url=tagged[0]) if tagged else Look(why="its revision has no address of its own yet")
 
 
-def _why_not(conditions: list[Object]) -> str:
+def is_seen(found: Object) -> bool:
+    """Whether the status is of what the object asks for now."""
+    seen = whole_of(part_of(found, "status").get("observedGeneration"), 0)
+    return seen >= whole_of(part_of(found, "metadata").get("generation"), 0)
+
+
+def is_ready(found: Object) -> bool:
+    return any(c["type"] == "Ready" and c.get("status") == "True" for c in conditions(found))
+
+
+def why_not(conditions: list[Object]) -> str:
     """Reason and message of the conditions that are not met, the summary `Ready` last."""
-    missing = [c for c in conditions if c["status"] != "True"]
+    missing = [c for c in conditions if c.get("status") != "True"]
     for found in sorted(missing, key=lambda c: c["type"] == "Ready"):
-        words = [found.get("reason", ""), found.get("message", "")]
-        if any(words):
-            return f"{found['type']}: " + ": ".join(word for word in words if word)
+        if words := words_of(found.get("reason"), found.get("message")):
+            return f"{found['type']}: {words}"
     return "KServe has said nothing yet"

@@ -40,7 +40,7 @@ class Outlet:
 
     def say(self, line: str) -> None:
         """Put one line of our own without waiting; for what is rare."""
-        self._inbox.put((Batch([Notice(line)]), None))
+        self._inbox.put((Batch([line if isinstance(line, Notice) else Notice(line)]), None))
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -92,7 +92,7 @@ def run(work: Callable[[Outlet], Coroutine[Any, Any, T]], on_line: Line) -> T:
     thread.start()
     try:
         outlet.drain(on_line)
-    except BaseException:  # Ctrl-C and SIGTERM come here: the work ends before they go on
+    except BaseException:  # Ctrl-C and SIGTERM come here: the work ends before they continue
         started.wait()
         for loop, task in running:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile

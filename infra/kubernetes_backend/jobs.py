@@ -1,6 +1,6 @@
 """The backend whose steps are Kubernetes Jobs; see `infra.backend.Backend`.
 
-A Job is named after its work alone, so creating it is the lock: whoever asks for the
+A Job is named after its work alone, so creating it is the lock: a second request for the
 same work, also after a kill -9 at any moment, meets the same Job. Restarts within a
 Job are Kubernetes' business; here only the talking to the cluster is retried.
 """
@@ -12,16 +12,19 @@ from collections.abc import Callable, Collection, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra import manifests
 from infra.backend import BusyError, ContactError, Line, PlaceError, StepEnd, StepSpec, unheard
 from infra.kubernetes_backend import creating, diagnosis, ending, followers, removal
+from infra.kubernetes_backend import manifests_job as manifests
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.contact import PATIENCE_SECONDS, Object
 from infra.kubernetes_backend.interruptible import Outlet, run
+from infra.kubernetes_backend.manifests_pod import CONFIG_ANNOTATION
 from infra.kubernetes_backend.refusals import RefusedError
 from infra.kubernetes_backend.serving import Serving
 from infra.kubernetes_backend.watching import LOOK_SECONDS, Followed, Watcher
-from infra.manifests_settings import ClusterSettings
+from trainer.contract.cluster_settings import ClusterSettings
+from trainer.contract.json_text import parse_json
+from trainer.contract.work_key import differing
 
 T = TypeVar("T")
 Work = Callable[[Connection, Outlet], Coroutine[Any, Any, T]]
@@ -55,6 +58,7 @@ class KubernetesBackend:
         self._volumes = volumes
         self._followed: dict[str, Followed] = {}
         self._was_accepted = False
+        self._allowed: set[str] = set()
         self._nameless = uuid.uuid4().hex  # who we are where nobody said
 
     @contextlib.contextmanager
@@ -82,7 +86,7 @@ class KubernetesBackend:
         """Create the step's Job, or adopt the one that is there; return what it is called.
 
         Raises:
-            BusyError: Other work is under way in this step of the run.
+            BusyError: Other work is running in this step of the run.
             PlaceError: The cluster refuses; in plain words.
             ContactError: The cluster was away for longer than the patience.
         """
@@ -108,7 +112,7 @@ class KubernetesBackend:
         """How a person follows the step again, or cancels it."""
         namespace = self._namespace_option()
         return (
-            f"It goes on as Job {self._name(spec)}. Follow it by running the same again; "
+            f"It continues as Job {self._name(spec)}. Follow it by running the same again; "
             f"cancel it: kubectl{namespace} delete job {self._name(spec)} --cascade=foreground"
         )
 
@@ -125,9 +129,9 @@ class KubernetesBackend:
         attempts: Collection[str] = (),
         on_line: Line = unheard,
     ) -> list[str]:
-        """Cancel every step of the run that is under way.
+        """Cancel every step of the run that is running.
 
-        Whoever follows it; with `attempts`, only what nobody but those follows.
+        Steps with any follower; with `attempts`, only those that no other attempt follows.
         """
         ours = {followers.follower_name(attempt) for attempt in attempts}
 
@@ -147,9 +151,18 @@ class KubernetesBackend:
 
         return self._run(stop, on_line)
 
+    def volume(self, pvc: str) -> None:
+        return None
+
+    def mount(self, pvc: str) -> Path:
+        return Path("/") / pvc
+
     def serving(self, kind: str) -> Serving:
         """Services in the same namespace; `kind` as the parameter `serving` has it."""
         return Serving(self._run, self.settings, kind=kind, look_seconds=self._look_seconds)
+
+    def stop_service(self, pvc: str, run_name: str, *, kind: str = "") -> bool:
+        return self.serving(kind).remove(run_name)
 
     # --- submit -------------------------------------------------------------------------
 
@@ -177,6 +190,8 @@ class KubernetesBackend:
                 if await connection.delete_job(job):
                     said = f", made anew ({again})"
                     await removal.until_gone(connection, job)
+            elif not diagnosis.is_complete(job) and _is_to_start_over(spec, job):
+                raise BusyError(_in_the_way(spec, job, ["no_resume"]))
             elif where := await self._adopt(connection, spec, job):
                 return where
 
@@ -192,17 +207,14 @@ class KubernetesBackend:
         # An orchestrator killed between the two requests left a Job without its Service.
         services = manifests.objects(spec, self.settings)[1:]
         await creating.create_services(connection, job, services)
-        return f"Job {name}, which was under way already"
+        return f"Job {name}, which was already running"
 
     async def _refuse_other_work(self, connection: Connection, spec: StepSpec, name: str) -> None:
-        """Raise BusyError where this step of the run is under way with other parameters."""
+        """Raise BusyError where this step of the run is running with other parameters."""
         for job in await self._unfinished(connection, spec.run_name) if spec.run_name else []:
             if _step_of(job) == spec.step and job["metadata"]["name"] != name:
-                raise BusyError(
-                    f"run_name {spec.run_name!r}: its {spec.step} step is still under way with "
-                    f"other parameters (Job {job['metadata']['name']}). "
-                    f"Stop it first: finetune stop {spec.run_name} --backend kubernetes"
-                )
+                names = differing(spec.step, _config_of(job), spec.config)
+                raise BusyError(_in_the_way(spec, job, names))
 
     async def _unfinished(self, connection: Connection, run_name: str) -> list[Object]:
         jobs = await connection.list_jobs(manifests.run_selector(run_name))
@@ -251,6 +263,7 @@ class KubernetesBackend:
                 patience_seconds=patience,
                 tell=outlet.say,
                 was_accepted=self._was_accepted,
+                allowed=self._allowed,
             ) as connection:
                 try:
                     return await work(connection, outlet)
@@ -279,6 +292,29 @@ class KubernetesBackend:
 
     def _namespace_option(self) -> str:
         return f" -n {self.settings.namespace}" if self.settings.namespace else ""
+
+
+def _config_of(job: Object) -> dict[str, Any]:
+    """The config that the Job was made with; empty where it can't be read."""
+    annotations = job["spec"]["template"]["metadata"].get("annotations") or {}
+    try:
+        config = parse_json(annotations.get(CONFIG_ANNOTATION, "{}"))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _is_to_start_over(spec: StepSpec, job: Object) -> bool:
+    """Whether `no_resume` is asked for while work runs that was started without it."""
+    return bool(spec.config.get("no_resume")) and not _config_of(job).get("no_resume")
+
+
+def _in_the_way(spec: StepSpec, job: Object, names: list[str]) -> str:
+    return (
+        f"run_name {spec.run_name!r}: its {spec.step} step is running with other parameters "
+        f"({', '.join(names) or 'not known'}; Job {job['metadata']['name']}). "
+        f"Stop it first: finetune stop {spec.run_name} --backend kubernetes"
+    )
 
 
 def _step_of(job: Object) -> str:

@@ -4,13 +4,19 @@ The Service `inference-{run}` is what clients use; beside it a new revision has 
 own, `inference-{run}-{revision}`, by which it is tried.
 """
 
-from infra import manifests_serving
+from infra.kubernetes_backend import manifests_serving
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.contact import Object
+from infra.kubernetes_backend.fields import conditions, part_of, whole_of, words_of
+from infra.kubernetes_backend.inference_services import is_seen
 from infra.kubernetes_backend.looks import Look
-from infra.manifests_serving import FIELD_MANAGER, REVISION_LABEL, SERVING_ANNOTATION
-from infra.manifests_settings import ClusterSettings
-from infra.serving import ServingSpec
+from infra.kubernetes_backend.manifests_serving import (
+    FIELD_MANAGER,
+    REVISION_LABEL,
+    SERVING_ANNOTATION,
+)
+from infra.serving_place import ServingSpec
+from trainer.contract.cluster_settings import ClusterSettings
 
 DEPLOYMENTS = "/apis/apps/v1/namespaces/{namespace}/deployments"
 SERVICES = "/api/v1/namespaces/{namespace}/services"
@@ -51,7 +57,7 @@ class PlainServices:
 
     async def serving(self, name: str) -> ServingSpec | None:
         found = await self._connection.read("services", f"{SERVICES}/{name}")
-        text = (found or {}).get("metadata", {}).get("annotations", {}).get(SERVING_ANNOTATION)
+        text = part_of(found, "metadata", "annotations").get(SERVING_ANNOTATION)
         return ServingSpec.from_json(text) if text else None
 
     async def remove(self, run_name: str) -> bool:
@@ -91,11 +97,13 @@ def why_not_ready(found: Object | None) -> tuple[str, bool]:
     """Why a Deployment's pods can't be asked yet, if so, and whether that is for good."""
     if found is None:
         return "it was deleted", True
-    status, wanted = found.get("status", {}), found["spec"].get("replicas", 1)
-    if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
+    status = part_of(found, "status")
+    wanted = whole_of(part_of(found, "spec").get("replicas"), 1)
+    if not is_seen(found):
         return "its Deployment has not been seen yet", False
-    for condition in status.get("conditions", []):
-        if condition["type"] == "Progressing" and condition["status"] == "False":
-            return f"{condition.get('reason', '')}: {condition.get('message', '')}", True
-    ready = min(status.get("updatedReplicas", 0), status.get("availableReplicas", 0))
+    for condition in conditions(found):
+        if condition["type"] == "Progressing" and condition.get("status") == "False":
+            return words_of(condition.get("reason"), condition.get("message")), True
+    counts = (status.get("updatedReplicas"), status.get("availableReplicas"))
+    ready = min(whole_of(count, 0) for count in counts)
     return ("", False) if ready >= wanted else (f"{ready} of {wanted} servers are ready", False)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from infra.kubernetes_backend.connection import Connection
+from infra.kubernetes_backend.connection import READ_LOG, Connection
 from infra.kubernetes_backend.contact import LOST, Object
 from infra.kubernetes_backend.interruptible import Batch, Outlet
 from infra.kubernetes_backend.refusals import RefusedError
@@ -114,6 +114,8 @@ async def _read(
                 repeated = await _hand_over(lines, repeated, position, outlet)
         return True
     except RefusedError as error:
+        if error.unauthorized and READ_LOG in connection.allowed:
+            return False  # an API server that has just started answers so for a second
         if error.code == 403:
             raise
         # 404: the pod is gone with its log. 400: its container has not started, or never will.

@@ -31,7 +31,7 @@ async def cancel(connection: Connection, name: str, ours: Collection[str], tell:
 
 
 async def delete(connection: Connection, name: str) -> None:
-    """Begin the deletion of the Job, whoever follows it."""
+    """Begin the deletion of the Job, whatever follows it."""
     while (job := await connection.read_job(name)) is not None:
         if diagnosis.is_being_deleted(job) or await connection.delete_job(job):
             return

@@ -8,7 +8,6 @@ Every call may be made again after a crash at any moment: each applies what shou
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -17,17 +16,20 @@ from infra.backend import Line
 from infra.kubernetes_backend import diagnosis
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.contact import Object
+from infra.kubernetes_backend.fields import dicts_of, part_of, text_of, whole_of
 from infra.kubernetes_backend.inference_services import InferenceServices
 from infra.kubernetes_backend.interruptible import Outlet
 from infra.kubernetes_backend.looks import Look
 from infra.kubernetes_backend.plain_services import PlainServices
-from infra.manifests_settings import ClusterSettings
-from infra.serving import ServingError, ServingSpec
+from infra.kubernetes_backend.standard_services import StandardServices
+from infra.serving_place import ServingError, ServingSpec
+from trainer.contract.cluster_settings import ClusterSettings
+from trainer.contract.errors import EXIT_INCOMPLETE, EXIT_REFUSED
+from trainer.contract.json_text import parse_json
 
 T = TypeVar("T")
 MOST_RESTARTS = 3
 REVISION_LABEL = "serving.knative.dev/revision"
-EXIT_REFUSED = 78  # of a server: another try ends the same way
 
 
 class Kind(Protocol):
@@ -46,7 +48,7 @@ class Kind(Protocol):
         """Send clients to the revision, and remove all others; return the service's address."""
 
     async def withdraw(self, spec: ServingSpec, before: ServingSpec | None) -> None:
-        """Have the revision removed; `before` goes on, and is to be promoted once it is ready."""
+        """Have the revision removed; `before` continues, and is to be promoted once it is ready."""
 
     async def serving(self, name: str) -> ServingSpec | None:
         """What clients of the service are sent to, or the newest that it was asked for."""
@@ -95,8 +97,8 @@ class Serving:
         """Make the revision and wait until it is ready; return its own address.
 
         Args:
-            before: The revision that serves now, and goes on.
-            on_line: Told why it is not ready, whenever that changes.
+            before: The revision that serves now, and continues.
+            on_line: Told why it is not ready, once for each reason.
         Raises:
             ServingError: It will not be ready, or was not in time. It is still there.
         """
@@ -119,7 +121,7 @@ class Serving:
         return self._run(work, on_line)
 
     def withdraw(self, spec: ServingSpec, before: ServingSpec | None, on_line: Line) -> None:
-        """Remove the revision; `before` goes on, and without one the service goes."""
+        """Remove the revision; `before` continues, and without one the service goes."""
 
         async def work(connection: Connection, outlet: Outlet) -> None:
             kind = await self._of(connection)
@@ -139,7 +141,7 @@ class Serving:
 
         async def work(connection: Connection, _: Outlet) -> bool:
             kinds = [await self._of(connection)]
-            if isinstance(kinds[0], InferenceServices):
+            if not isinstance(kinds[0], PlainServices):
                 kinds.append(PlainServices(connection, self._settings))
             return any([await kind.remove(run_name) for kind in kinds])
 
@@ -151,27 +153,31 @@ class Serving:
         kind = self._kind
         if not kind:
             kind = "kserve" if await InferenceServices.known_to(connection) else "deployment"
-        made = InferenceServices if kind == "kserve" else PlainServices
+        if kind != "kserve":
+            return PlainServices(connection, self._settings)
+        standard = await StandardServices.needed_by(connection)
+        made = StandardServices if standard else InferenceServices
         return made(connection, self._settings)
 
     async def _until_ready(
         self, connection: Connection, kind: Kind, spec: ServingSpec, trial: bool, outlet: Outlet
     ) -> str:
-        deadline, told = time.monotonic() + spec.ready_seconds, ""
+        deadline, told = time.monotonic() + spec.ready_seconds, set[str]()
         while True:
             look = await kind.look(spec, trial=trial)
             if look.url:
                 return look.url
             pods = _of_revision(await connection.select_pods(kind.pods_of(spec)), look.revision)
-            given_up = why_given_up(pods)
+            given_up = why_given_up(pods, spec.image)
             why = given_up or await _why_pods_wait(connection, pods) or look.why
             if given_up or look.hopeless or time.monotonic() > deadline:
                 late = (
                     "" if given_up or look.hopeless else f" within {spec.ready_seconds:g} seconds"
                 )
                 raise ServingError(f"{spec.name} did not become ready{late}: {why or 'unknown'}")
-            if why and why != told:
-                told = why
+            if why and diagnosis.without_names(why) not in told:
+                # Two reasons may take turns (ErrImagePull, ImagePullBackOff): each is told once.
+                told.add(diagnosis.without_names(why))
                 outlet.say(f"{spec.name}: waiting: {why}")
             await asyncio.sleep(self._look_seconds)
 
@@ -189,21 +195,27 @@ async def _why_pods_wait(connection: Connection, pods: list[Object]) -> str:
     return next((reason for reason in reasons if reason), "")
 
 
-def why_given_up(pods: list[Object]) -> str:
+def why_given_up(pods: list[Object], image: str) -> str:
     """Why another try of the servers would end the same way; empty: it may not."""
-    for status in (s for pod in pods for s in pod["status"].get("containerStatuses") or []):
-        for state in (status.get("state", {}), status.get("lastState", {})):
-            ended = state.get("terminated", {})
-            if ended.get("exitCode") == EXIT_REFUSED:
+    statuses = [dicts_of(part_of(pod, "status").get("containerStatuses")) for pod in pods]
+    for status in (one for found in statuses for one in found):
+        restarts = whole_of(status.get("restartCount"), 0)
+        for state in ("state", "lastState"):
+            ended = part_of(status, state, "terminated")
+            code = ended.get("exitCode")
+            if code == EXIT_REFUSED:
                 return _message_of(ended)
-            if ended and status.get("restartCount", 0) >= MOST_RESTARTS:
-                times, code = status["restartCount"], ended["exitCode"]
-                return f"its server ended {times} times, last with exit code {code}"
+            if code == EXIT_INCOMPLETE:
+                return f"{_message_of(ended)} Image: {image}."
+            if ended and restarts >= MOST_RESTARTS:
+                return f"its server ended {restarts} times, last with exit code {code}"
     return ""
 
 
 def _message_of(ended: Object) -> str:
+    """What a server that ended had left to say."""
+    left = text_of(ended.get("message"))
     try:
-        return json.loads(ended.get("message", ""))["message"]
-    except (ValueError, KeyError, TypeError):
-        return ended.get("message") or "it refuses its configuration (exit code 78)"
+        return parse_json(left)["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return left or f"it ended with exit code {ended.get('exitCode')}"

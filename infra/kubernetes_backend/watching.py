@@ -5,20 +5,24 @@ and there is no watch to lose, renew or fall behind with.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
+from infra.backend import StillWaiting
 from infra.kubernetes_backend import diagnosis
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.contact import Object
 from infra.kubernetes_backend.followers import HEARTBEAT_SECONDS, heartbeat
 from infra.kubernetes_backend.interruptible import Outlet
+from infra.kubernetes_backend.manifests_job import RAN_ANNOTATION
 from infra.kubernetes_backend.pod_logs import CONTEXT_LINES, Position, follow
-from infra.manifests import RAN_ANNOTATION
 
 LOOK_SECONDS = 2.0
 PATIENT_LOOKS = 1.5  # a reason to wait that lasts less is not worth a line
+REMIND_SECONDS = 15 * 60.0  # between two lines about the same wait
 DRAIN_SECONDS = 60.0  # for the last lines of pods that have ended
 
 
@@ -71,7 +75,7 @@ class Watcher:
         self._logs: dict[str, asyncio.Task[None]] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._pods: dict[str, Object] = {}  # all that were seen, also those gone since
-        self._waiting_since = self._beat_at = time.monotonic()
+        self._waiting_since = self._reminded_at = self._beat_at = time.monotonic()
         self._told: set[str] = set()
         self._told_ends: set[str] = set()  # uids of pods
 
@@ -98,11 +102,20 @@ class Watcher:
             if diagnosis.is_complete(job) or diagnosis.is_failed(job):
                 return Seen(job, list(self._pods.values()))
             self._tell_replaced(pods)
+            await self._give_up(job)
             why = await self._explain(job, pods)
             if why is not None:
                 return Seen(job, pods, timed_out=why)
             await self._beat()
             await asyncio.sleep(self._look_seconds)
+
+    async def _give_up(self, job: Object) -> None:
+        """Have the Job fail where its next pod would end as the last ones did."""
+        if job["spec"].get("backoffLimit") != 0 and (
+            why := diagnosis.why_hopeless(self._pods.values())
+        ):
+            self._say(f"not tried again: {why}")
+            await self._connection.end_retries(self._followed.name)
 
     async def _beat(self) -> None:
         """Say that somebody still follows the Job."""
@@ -168,10 +181,11 @@ class Watcher:
         alive = [pod["metadata"]["name"] for pod in pods if not diagnosis.has_ended(pod)]
         for uid, pod in self._pods.items() if alive else ():
             ended = diagnosis.has_ended(pod)
-            why = diagnosis.why_ended(pod) if ended else "" if uid in names else "it is gone"
+            why = diagnosis.why_ended(pod) if ended else ""
+            why = why if uid in names or ended else diagnosis.last_seen(pod)
             if why and uid not in self._told_ends:
                 self._told_ends.add(uid)
-                self._say(f"pod {pod['metadata']['name']} ended ({why}); {alive[-1]} goes on")
+                self._say(f"pod {pod['metadata']['name']} ended ({why}); {alive[-1]} continues")
 
     async def _explain(self, job: Object, pods: list[Object]) -> str | None:
         """Tell, once for each reason, why nothing runs; the reason once that is too long."""
@@ -184,19 +198,43 @@ class Watcher:
             if self._told:
                 self._say("running")
             self._told.clear()
-            self._waiting_since = now
+            self._waiting_since = self._reminded_at = now
             return None
         waited = now - self._waiting_since
         if waited < PATIENT_LOOKS * self._look_seconds:
             return None
         why = diagnosis.why_waiting(job, pods, await self._events(job, pods))
-        if why and why not in self._told:
+        if why and diagnosis.without_names(why) not in self._told:
             # Two reasons may take turns (ErrImagePull, ImagePullBackOff): each is told once.
-            self._told.add(why)
+            self._told.add(diagnosis.without_names(why))
             self._say(f"waiting: {why}")
-        # A training that was evicted waits for its place again: that is no reason to give it up.
+        if now - self._reminded_at >= REMIND_SECONDS:
+            self._reminded_at = now
+            self._remind(job, why, waited)
+        # A training that was evicted waits for its place again: no reason to give it up.
         timeout = 0.0 if self._followed.ran else self._pending_timeout_seconds
-        return (why or "no reason is known") if timeout and waited > timeout else None
+        late = timeout and self._waited(job, waited) > timeout
+        return (why or "no reason is known") if late else None
+
+    def _waited(self, job: Object, seen: float) -> float:
+        """Seconds that the Job waits by now; `seen` of them we saw, and before them others may."""
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if self._followed.adopted and not self._followed.ran:
+                created = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+                return max(seen, (datetime.now(UTC) - created).total_seconds())
+        return seen
+
+    def _remind(self, job: Object, why: str, seen: float) -> None:
+        """Say again what the Job waits for, and since when."""
+        waited = self._waited(job, seen)
+        minutes = round(waited / 60)
+        since = datetime.now(UTC) - timedelta(seconds=waited)
+        began = since.strftime("%Y-%m-%d %H:%M UTC")
+        reason = why or "no reason is known"
+        text = f"still waiting, for {minutes} minutes (since {began}): {reason}"
+        if self._pending_timeout_seconds and not self._followed.ran:
+            text += f". It is given up after {self._pending_timeout_seconds / 60:g} minutes"
+        self._outlet.say(StillWaiting(f"job {self._followed.name}: {text}"))
 
     async def _note_if_ran(self, job: Object, pods: list[Object]) -> None:
         """Remember, also for who adopts the Job later, that all of its pods have run.

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from flows.options import read_parameters
+from flows.cli.options import read_parameters
+from trainer.contract.errors import RequestError
 from trainer.demo.place import DATASET, MARKER, MODEL, place_dataset
 from trainer.demo.tales import dataset_files
-from trainer.errors import RequestError
 from trainer.fetch.model_folder import read_model
 from trainer.fetch.tokenizer_folder import count_token_ids
 
@@ -106,7 +109,7 @@ def test_second_time_touches_nothing(volume: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in volume.rglob("*")}
     again = demo(volume)
     assert again.returncode == 0
-    assert again.stdout.count("there already") == 2
+    assert again.stdout.count("cached") == 2
     assert {path: path.stat().st_mtime_ns for path in volume.rglob("*")} == before
 
 
@@ -168,20 +171,80 @@ def test_its_parameters_are_a_request_for_what_the_demo_made() -> None:
     assert parameters.run_name == "demo" and parameters.run_inference
 
 
-@pytest.mark.parametrize(("fails", "left"), [("", "run ask stop"), ("run", "run stop")])
-def test_make_demo_leaves_nothing_running_however_it_ends(
-    tmp_path: Path, fails: str, left: str
-) -> None:
-    # Commands that only say that they were called, where the environment's are.
-    for name in ("python", "finetune"):
-        command = tmp_path / "bin" / name
-        command.parent.mkdir(exist_ok=True)
-        command.write_text(
-            f'#!/bin/sh\necho "{name} $1" >> {tmp_path}/log\n[ "$1" != "{fails}" ]\n'
+# Stands where `finetune` stands, and writes down what it was asked.
+STAND_IN = """#!/bin/sh
+echo "$1 $2" >> {told}
+if [ "$1" = run ]; then
+    [ -z "$WAITS" ] || {{ echo up >> {told}; while [ -e {told}.wait ]; do sleep 0.05; done; }}
+    exit ${{CODE:-0}}
+fi
+"""
+
+
+@pytest.fixture
+def make_demo(tmp_path: Path, volume: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`make demo` as it is, with `finetune` and the tools of `make setup` replaced."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (tmp_path / "finetune-data").symlink_to(volume)
+    stand_in = binaries / "finetune"
+    stand_in.write_text(STAND_IN.format(told=tmp_path / "told"))
+    stand_in.chmod(0o755)
+    (binaries / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (binaries / "python").chmod(0o755)
+    (tmp_path / "told").touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)  # the lock
+
+    def start(**environment: str) -> subprocess.Popen[str]:
+        command = ["make", "-o", "setup", "demo", f"BIN={binaries}"]
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        command.chmod(0o755)
-    (tmp_path / "installed").touch()
-    ran = subprocess.run(["make", "demo", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True)
-    called = (tmp_path / "log").read_text().splitlines()
-    assert called == ["python -m", *(f"finetune {word}" for word in left.split())]
-    assert (ran.returncode != 0) == bool(fails)
+
+    yield start
+    (tmp_path / "told.wait").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (0, ["run --params", "ask demo", "stop demo"]),
+        (1, ["run --params", "stop demo"]),
+        (75, ["run --params", "stop demo"]),
+        (78, ["run --params"]),  # refused: what runs was started by somebody else
+    ],
+)
+def test_make_demo_stops_what_it_started_and_nothing_else(
+    make_demo: Callable[..., subprocess.Popen[str]], tmp_path: Path, code: int, told: list[str]
+) -> None:
+    with make_demo(CODE=str(code)) as made:
+        made.communicate()
+    assert (made.returncode == 0) == (code == 0)
+    assert (tmp_path / "told").read_text().splitlines() == told
+
+
+def test_a_second_make_demo_leaves_the_first_one_alone(
+    make_demo: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    (tmp_path / "told.wait").touch()
+    with make_demo(WAITS="yes") as first:
+        while "up" not in told.read_text():
+            time.sleep(0.05)
+        with make_demo() as second:
+            _, said = second.communicate()
+        assert second.returncode != 0
+        assert "a demo is running already" in said
+        assert told.read_text().splitlines() == ["run --params", "up"]
+        (tmp_path / "told.wait").unlink()
+        first.communicate()
+    assert first.returncode == 0
+    assert told.read_text().splitlines()[2:] == ["ask demo", "stop demo"]
+    with make_demo() as third:
+        third.communicate()
+    assert third.returncode == 0

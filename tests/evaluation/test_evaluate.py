@@ -2,18 +2,21 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.training.forking import ended_with, log_of, run_step
 from tests.training.volume import make_config, make_volume, write_store
-from trainer.evaluation import beginnings
+from trainer.contract.sealed_folder import read_manifest, seal
+from trainer.evaluation.prompts import beginnings
 from trainer.tokens.store import TokenStore
 
 
@@ -82,6 +85,19 @@ def test_both_models_write_after_the_same_prompts(volume: Path) -> None:
     assert "w4 w5" in (volume / "run" / "evaluation.md").read_text()
 
 
+@pytest.mark.parametrize("none", [{"prompt_tokens": 0}, {"prompt_samples": 0}])
+def test_no_tokens_or_no_samples_mean_that_no_text_is_written(
+    volume: Path, none: dict[str, int]
+) -> None:
+    (volume / "prompts.txt").write_text("w4 w5\n")
+    config = evaluate_config(volume, prompt_file="prompts.txt", sampling=none)
+    assert run_step("evaluate", config) == 0, log_of(config, "evaluate")
+    report = report_of(volume)
+    assert report["samples"] == []
+    assert report["loss"] < report["base_loss"]
+    assert outcome_of(volume)["result"]["samples"] == 0
+
+
 def test_the_same_comparison_is_not_made_twice(volume: Path) -> None:
     config = evaluate_config(volume, random_seed=5)
     assert run_step("evaluate", config) == 0
@@ -122,3 +138,25 @@ def test_samples_go_on_from_words_where_there_are_some(tmp_path: Path) -> None:
         TokenStore.open(tmp_path / "store"), PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     )
     assert found == ["dust rose", "==== ----", "snow fell"]
+
+
+def test_a_final_model_that_is_not_what_was_trained_is_refused(volume: Path) -> None:
+    """As an adapter would make it that was merged into one layer too many."""
+    run = copy_of_run(volume, "other")
+    weights = load_file(run / "final" / "model.safetensors")
+    weights["embed_out.weight"] *= 1.01
+    part = run / ".final.part"
+    (run / "final").rename(part)
+    about = read_manifest(part).about
+    (part / "manifest.json").unlink()
+    save_file(weights, part / "model.safetensors", {"format": "pt"})
+    seal(part, run / "final", about)
+    config = evaluate_config(volume, run_name="other")
+    assert run_step("evaluate", config) == 1, log_of(config, "evaluate")
+    assert "the final model is not the one that was trained" in log_of(config, "evaluate")
+
+
+def copy_of_run(volume: Path, name: str) -> Path:
+    shutil.copytree(volume / "run", volume / name)
+    (volume / name / "evaluation.json").unlink(missing_ok=True)
+    return volume / name

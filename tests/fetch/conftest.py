@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,15 @@ def model_files(num_tokens: int = VOCABULARY, head_width: int = 500) -> dict[str
 
 
 def tokenizer(num_tokens: int) -> dict[str, Any]:
-    vocabulary = {f"t{number}": number for number in range(num_tokens - 1)}
-    added = [{"id": num_tokens - 1, "content": "<|endoftext|>", "special": True}]
-    return {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    names = [*ascii_lowercase, *(f"t{number}" for number in range(num_tokens))]
+    vocabulary = {name: number for number, name in enumerate(names[: num_tokens - 1])}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": num_tokens - 1, "content": "<|endoftext|>", "special": True, **flags}]
+    return {
+        "version": "1.0",
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        "added_tokens": added,
+    }
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

@@ -1,4 +1,4 @@
-"""Downloads that are cut off, killed or damaged: gone on with, and never taken for whole."""
+"""Downloads that are cut off, killed or damaged: resumed, and never taken for whole."""
 
 import signal
 import time

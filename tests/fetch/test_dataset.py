@@ -4,10 +4,18 @@ import gzip
 from collections.abc import Iterator
 
 import boto3
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.fetch.conftest import Step, write
 from tests.object_store import s3_server
+
+
+def parquet() -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"]}), sink)
+    return sink.getvalue().to_pybytes()
 
 
 @pytest.mark.parametrize(
@@ -17,7 +25,7 @@ from tests.object_store import s3_server
         {"deep/er/a.jsonl": b"{}"},
         {"a.txt.gz": gzip.compress(b"x")},
         {"A.TXT": b"x"},
-        {"part.parquet": b"PAR1"},
+        {"part.parquet": parquet()},
         {"empty.txt": b"", ".hidden.txt": b"x", "picture.png": b"x", "a.txt": b"x"},
     ],
 )

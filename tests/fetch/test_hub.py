@@ -4,7 +4,7 @@ import json
 
 from tests.fetch.conftest import KEPT, Step, files, folder, model_files
 from tests.hub_double import COMMIT, HubDouble
-from trainer.events import parse_event
+from trainer.contract.events import parse_event
 from trainer.fetch.weights import INDEX, SINGLE
 
 

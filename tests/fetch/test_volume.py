@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fetch.conftest import Step, write
-from trainer.run_folder import RunFolder
+from trainer.contract.run_folder import RunFolder
 
 # Mounts of its own, gone with the process: as root, or where user namespaces are allowed.
 NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
@@ -141,7 +141,7 @@ def test_no_resume_takes_the_name_from_an_earlier_run(step: Step) -> None:
 def test_run_that_was_put_aside_frees_its_name(step: Step) -> None:
     admit(step, {"epochs": 1})
     staying = {"services.jsonl": b"{}\n", "service.json": b"{}", "served/ab/config.json": b"{}"}
-    write(step.volume / "done", staying)  # of its service, which goes on
+    write(step.volume / "done", staying)  # of its service, which continues
     RunFolder(step.volume, "done").start_over("another attempt")
     for name, content in staying.items():
         assert (step.volume / "done" / name).read_bytes() == content

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flows import again
-from flows.compare_commands import reproduce
-from flows.comparing import compare, same_model
-from flows.overview import list_runs, show_run
-from flows.parameters import Parameters
-from infra.local_processes import LocalBackend
-from trainer.checkpoints import seal, verify
-from trainer.errors import RequestError
-from trainer.events import format_event
-from trainer.outcome import Outcome
-from trainer.run_folder import RunFolder
+from flows.cli.commands_runs import reproduce
+from flows.cli.runs import reproduce as again
+from flows.cli.runs.diff import compare, same_model
+from flows.cli.runs.overview import list_runs, show_run
+from infra.local.processes import LocalBackend
+from trainer.contract.errors import RequestError
+from trainer.contract.events import format_event
+from trainer.contract.outcome import Outcome
+from trainer.contract.parameters import Parameters
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.sealed_folder import seal, verify
 
 PVC = "finetune-data"
 REQUEST = Parameters(run_name="one", model="models/m", context=64).request
@@ -58,7 +58,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def asked(home: Path, **changed: Any) -> Parameters:
-    return again.recorded_parameters(RunFolder(home / PVC, "one"), PVC, "new", **changed)
+    return again.recorded_parameters(RunFolder(home / PVC, "one"), PVC, "new", changed)
 
 
 def test_a_fork_begins_where_the_checkpoint_was(home: Path) -> None:
@@ -75,6 +75,31 @@ def test_a_fork_begins_where_the_checkpoint_was(home: Path) -> None:
     weights = checkpoint / "model.safetensors"
     assert weights.samefile(old.checkpoints / checkpoint.name / weights.name)
     new.refuse_other_request(asked(home, learn_rate="1e-6").request)
+
+
+def test_a_fork_has_another_schedule_and_decay_over_the_recorded_ones(home: Path) -> None:
+    assignments = {"schedule.kind": "cosine", "optimizer.weight_decay": "0.1"}
+    again.refuse_what_cannot_fork(assignments)
+    again.fork(home, PVC, "one", 2, asked(home, **assignments))
+    record = RunFolder(home / PVC, "new").record() or {}
+    assert record["request"]["schedule"] == {"kind": "cosine"}
+    optimizer = {**REQUEST["optimizer"], "weight_decay": 0.1}
+    assert record["request"] == {**REQUEST, "schedule": {"kind": "cosine"}, "optimizer": optimizer}
+    usual = again.recorded_parameters(
+        RunFolder(home / PVC, "new"), PVC, "usual", {"schedule": "{}"}
+    )
+    again.fork(home, PVC, "new", 2, usual)
+    assert "schedule" not in (RunFolder(home / PVC, "usual").record() or {})["request"]
+    with pytest.raises(RequestError, match=r"optimizer.adam_bits can't be another in a fork"):
+        again.refuse_what_cannot_fork({"optimizer.adam_bits": "8"})
+
+
+def test_a_fork_from_where_max_steps_ends_it_is_refused(home: Path) -> None:
+    end = {"step": 5, "num_contexts": 17, "global_batch": 2, "records": {}}
+    sealed(home / PVC / "one/checkpoints/step-00000005", "weights 5", end)
+    with pytest.raises(RequestError, match=r"nothing is left .*-p schedule.max_steps=10"):
+        again.fork(home, PVC, "one", 5, asked(home, **{"schedule.max_steps": "5"}))
+    assert again.fork(home, PVC, "one", 5, asked(home, **{"schedule.max_steps": "6"})) == 5
 
 
 def test_a_fork_goes_on_from_the_newest_checkpoint_by_itself(home: Path) -> None:
@@ -150,8 +175,12 @@ def test_as_many_processes_train_again_in_as_large_batches(home: Path) -> None:
     request = {**REQUEST, "batch_size": -1}
     config = {"processes": 2, "nodes": 3}
     run = make_run(home, "wide", [1.0], request=request, config=config, sizing={"batch_size": 7})
-    asked = again.recorded_parameters(run, PVC, "new", **again.worked_out(run))
-    assert (asked.trainer_gpus, asked.batch_size) == (6, 7)
+    asked = again.recorded_parameters(run, PVC, "new", again.worked_out(run))
+    assert (asked.trainer_gpus, asked.batch_size, asked.gradients) == (6, 7, 5)
+    sizing = {"batch_size": 7, "gradients": 2}
+    run = make_run(home, "short", [1.0], request=request, config=config, sizing=sizing)
+    asked = again.recorded_parameters(run, PVC, "new", again.worked_out(run))
+    assert (asked.batch_size, asked.gradients) == (7, 2)
     told = "\n".join(again.what_is_missing(run, home, PVC))
     assert "it trained on 3 machines with 2 process(es) each; here all 6 are on one" in told
     # What was asked stays as it was.
@@ -168,7 +197,7 @@ def test_a_schedule_that_its_budget_ended_is_made_again_or_named(home: Path) -> 
     figures["budget_ends"] = [[2, 5], [3, 4]]
     run.record_outcome(Outcome(step="finetune", status="done", result=figures))
     assert "its budget" not in "\n".join(again.what_is_missing(run, home, PVC))
-    asked = again.recorded_parameters(run, PVC, "new", **again.worked_out(run))
+    asked = again.recorded_parameters(run, PVC, "new", again.worked_out(run))
     assert asked.budget.ends == ((2, 5), (3, 4))
 
 
@@ -202,7 +231,7 @@ def test_a_fork_that_is_there_is_gone_on_with_only_as_the_same(home: Path) -> No
 def test_a_run_that_was_adopted_has_nothing_to_be_made_again_from(home: Path) -> None:
     run = make_run(home, "old", [1.0], request={"model": "m"}, adopted="tales")
     with pytest.raises(RequestError, match=r"RUN was trained by the reference's .*\(got 'old'\)"):
-        again.recorded_parameters(run, PVC, "new")
+        again.recorded_parameters(run, PVC, "new", {})
 
 
 def test_a_trial_which_is_not_served_is_listed_as_evaluated(home: Path) -> None:
@@ -245,7 +274,7 @@ def test_two_runs_are_compared_by_kind(home: Path) -> None:
     text = compare(*(RunFolder(home / PVC, name) for name in ("one", "two")))
     for line in (
         "epochs: 1 | 3",
-        "trainer_gpus: 1 | 2",  # no part of the request: a run may go on with others
+        "trainer_gpus: 1 | 2",  # no part of the request: a run may continue with others
         "torch: '1' | '2'",
         "commit: None | 'c0ffee'",
         "modeling.py: 'not set' | '12ab'",

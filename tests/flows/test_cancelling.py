@@ -13,10 +13,10 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from infra.local_processes import LocalBackend
+from infra.local.processes import LocalBackend
 from tasks import cancelling
 from tasks.cancelling import SUPERVISED_VARIABLE, CancelledInPrefect, ending_as_cancelled
-from tasks.running import Run, cancelled_with_its_steps, run_step
+from tasks.run_step import Run, cancelled_with_its_steps, run_step
 from tests.infra.test_local_processes import PVC, backend_at, spec, wait_for_start
 
 

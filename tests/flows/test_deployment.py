@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.parameters import Parameters
-from infra.local_processes import LocalBackend
+from infra.local.processes import LocalBackend
 from tasks.keys import tracking_key
 from tests import readme
 from tests.flows.small_volume import PVC, give_way
@@ -27,8 +27,9 @@ from tests.flows.test_pipeline import LONG, REQUEST
 from tests.flows.unfollowed import begun, what_stop_said
 from tests.infra.test_local_processes import PVC as STAND_IN_PVC
 from tests.infra.test_local_processes import backend_at, spec
-from tests.prefect_processes import PREFECT, process_worker
-from trainer.errors import RequestError
+from tests.prefect_processes import PREFECT, on_a_terminal, process_worker
+from trainer.contract.errors import RequestError
+from trainer.contract.parameters import Parameters
 
 ROOT = Path(__file__).parents[2]
 # README's server and worker are these tests' own; its run is `run_deployment`.
@@ -37,22 +38,34 @@ LONG_RUNNING = tuple(LONG_RUNNING_LINES)
 
 
 @pytest.fixture(scope="module")
-def worker(
-    prefect_folder: Path, api_url: str, home: Path, environment: dict[str, str]
-) -> Iterator[None]:
-    variables = {"FINETUNE_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+def deployed(environment: dict[str, str], home: Path) -> str:
+    """README's lines were run in `home`; what `prefect deploy --all` wrote on a terminal."""
     (*_, lines) = readme.blocks("With a Prefect server")
     assert [line for line in lines if line.startswith(LONG_RUNNING)] == LONG_RUNNING_LINES
+    written = ""
     for line in lines:
-        if not line.startswith((*LONG_RUNNING, "prefect deployment run finetune/local")):
-            prefect(environment, *shlex.split(line)[1:])
-    with process_worker(prefect_folder, api_url, "local", **variables):
+        words = shlex.split(line)[1:]
+        if words[0] == "deploy":
+            written += on_a_terminal([*PREFECT, *words], environment, home)
+        elif not line.startswith((*LONG_RUNNING, "prefect deployment run finetune/local")):
+            prefect(environment, *words, folder=home)
+    return written
+
+
+@pytest.fixture(scope="module")
+def worker(prefect_folder: Path, api_url: str, home: Path, deployed: str) -> Iterator[None]:
+    with process_worker(prefect_folder, api_url, "local", PREFECT_WORKER_QUERY_SECONDS="1"):
         yield
 
 
-def prefect(environment: dict[str, str], *words: str) -> str:
+def prefect(environment: dict[str, str], *words: str, folder: Path = ROOT) -> str:
     done = subprocess.run(
-        [*PREFECT, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1000
+        [*PREFECT, *words],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -105,22 +118,26 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     by_key = {artifact["key"]: artifact for artifact in artifacts}
     rows = json.loads(by_key["deployed-result"]["data"])
     named = {row["step"]: row["result"] for row in rows}
-    assert named["finetuned_loss"] < named["base_loss"]
+    assert float(named["finetuned_loss"]) < float(named["base_loss"])
     curves = home / PVC / "logs/deployed/tensorboard"
-    assert f"(file://{curves})" in by_key["deployed-tensorboard"]["data"]
+    assert f"tensorboard --logdir {curves}" in by_key["deployed-tensorboard"]["data"]
     assert list(curves.iterdir())
-    plan = {row[""]: row["plan"] for row in json.loads(by_key["deployed-plan"]["data"])}
+    plan = {row["figure"]: row["plan"] for row in json.loads(by_key["deployed-plan"]["data"])}
     recorded = json.loads((home / PVC / "deployed/run.json").read_text())["plan"]
     metrics = (home / PVC / "deployed/metrics.jsonl").read_text().splitlines()
     steps = max(json.loads(line)["step"] for line in metrics)
     assert recorded["steps"] == pytest.approx(steps, rel=0.1)
     assert plan["steps"].startswith(f"{recorded['steps']:,} of 4 contexts")
     assert "(estimated)" in plan["contexts"]
-    tokens = {row[""]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
-    assert tokens["files"] == 40
-    assert 0 <= tokens["repeated share"] < 1
-    assert tokens["megabytes per second"] > 0
-    assert f"(file://{home / PVC / tokens['store']})" in by_key["deployed-store"]["data"]
+    tokens = {row["figure"]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
+    assert tokens["files"] == "40"
+    assert 0 <= float(tokens["repeated share"]) < 1
+    assert float(tokens["megabytes per second"]) > 0
+    assert f"finetune tokens {home / PVC / tokens['store']}" in by_key["deployed-store"]["data"]
+    for artifact in artifacts:  # a column without a name is not shown
+        if artifact["type"] == "table":
+            for row in json.loads(artifact["data"]):
+                assert all(row) and all(str(value) for value in row.values()), artifact["key"]
     logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
     assert any("finetune" in entry["message"] for entry in logs)
 
@@ -131,10 +148,10 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     assert again["id"] != run["id"]
     artifacts = api(api_url, "artifacts/filter", flow_runs={"id": {"any_": [again["id"]]}})
     by_key = {artifact["key"]: artifact for artifact in artifacts}
-    plan = {row[""]: row["plan"] for row in json.loads(by_key["deployed-plan"]["data"])}
-    found = {row[""]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
+    plan = {row["figure"]: row["plan"] for row in json.loads(by_key["deployed-plan"]["data"])}
+    found = {row["figure"]: row["value"] for row in json.loads(by_key["deployed-tokens"]["data"])}
     assert found["store"] == tokens["store"]
-    assert found["megabytes per second"] > 0  # made again, see below
+    assert float(found["megabytes per second"]) > 0  # made again, see below
     assert "(exact)" in plan["contexts"]
     assert plan["steps"].startswith(f"{steps:,} of 4 contexts")
     logs = api(api_url, "logs/filter", logs={"flow_run_id": {"any_": [again["id"]]}}, limit=200)
@@ -145,6 +162,22 @@ def test_it_runs_the_same_pipeline_and_shows_it(
     assert states.pop("tokenize") == "Completed"  # the store was damaged
     assert set(states) == {"fetch", "finetune", "evaluate", "deploy"}
     assert set(states.values()) == {"Cached"}
+
+
+def test_deploying_all_on_a_terminal_asks_nothing(api_url: str, deployed: str, home: Path) -> None:
+    named = [d["name"] for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
+    assert deployed.count("successfully created") == len(named)
+    assert "Would you like" not in deployed and "[y/n]" not in deployed
+    found = {d["name"]: d for d in api(api_url, "deployments/filter")}
+    assert set(found) == set(named)
+    folders = {
+        name: step["tasks.working_folder.enter"]["deployed_from"]
+        for name, deployment in found.items()
+        for step in deployment["pull_steps"]
+    }
+    assert folders == dict.fromkeys(named, str(home))
+    scheduled = [name for name, deployment in found.items() if deployment["schedules"]]
+    assert scheduled == ["nightly"]
 
 
 @pytest.mark.parametrize("name", ["gptj", "gpt-neo", "pythia", "local"])
@@ -161,7 +194,10 @@ def test_its_form_describes_every_parameter(
     assert all(parameter["description"] for parameter in schema.values())
     assert schema["epochs"]["exclusiveMinimum"] == 0
     settings = schema["cluster"]["properties"]
-    assert all(setting["description"] for setting in settings.values())
+    assert all(
+        "as FINETUNE_CLUSTER says" in setting["description"] for setting in settings.values()
+    )
+    assert not any("default" in setting for setting in settings.values())
 
 
 def test_the_key_for_tracking_may_be_a_block_of_prefects(api_url: str) -> None:
@@ -181,7 +217,7 @@ def test_a_run_whose_orchestrator_was_killed_goes_on_by_itself_and_is_cancelled_
         )
     names = [automation["name"] for automation in api(api_url, "automations/filter")]
     ours = sorted(name for name in names if name.startswith("finetune: "))
-    assert ours == ["finetune: crashed", "finetune: silent"]
+    assert ours == ["finetune: crashed", "finetune: not started", "finetune: silent"]
     run_deployment(environment, run_name="crashed", epochs=LONG)
     deadline = time.monotonic() + 1000
     while not (home / PVC / "crashed/metrics.jsonl").exists():
@@ -197,19 +233,19 @@ def test_a_run_whose_orchestrator_was_killed_goes_on_by_itself_and_is_cancelled_
     prefect(environment, "flow-run", "cancel", run["id"])
     backend = LocalBackend(home)
     while backend.running_steps(PVC, "crashed"):
-        assert time.monotonic() < deadline, "the step goes on"
+        assert time.monotonic() < deadline, "the step continues"
         time.sleep(0.1)
     while latest_run(api_url, "crashed")["state"]["type"] != "CANCELLED":
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert list((home / PVC / "crashed/checkpoints").glob("step-*"))
     log = (home / PVC / "logs/crashed/finetune.log").read_text()
-    assert "goes on from step" not in log  # the step was adopted, not started again
+    assert "resumes from step" not in log  # the step was adopted, not started again
 
 
 @pytest.fixture
 def unfollowed(home: Path) -> Iterator[LocalBackend]:
-    """With a step of the run `run` under way that nobody follows."""
+    """With a step of the run `run` running that nobody follows."""
     (home / STAND_IN_PVC).mkdir(exist_ok=True)
     backend = backend_at(home)
     backend.submit(spec(until="never"))

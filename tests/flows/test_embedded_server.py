@@ -1,21 +1,23 @@
 """The server of one run: it answers, outlasts Ctrl-C of a terminal, and is never left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows import embedded_server
-from flows.embedded_server import answers
+from flows.cli import prefect_server as embedded_server
+from flows.cli.prefect_server import answers
 from tests.prefect_processes import prefect_environment
-from trainer.errors import RequestError, StepError
+from trainer.contract.errors import RequestError, StepError
 
 HOLD = (
-    "import time; from flows.embedded_server import embedded_server\n"
+    "import time; from flows.cli.prefect_server import embedded_server\n"
     "with embedded_server() as url:\n"
     "    try: print(url, flush=True); time.sleep(100)\n"
     "    except KeyboardInterrupt:\n"
@@ -50,6 +52,45 @@ def test_it_answers_after_a_terminals_ctrl_c_and_ends_with_a_killed_run(tmp_path
         assert not left
     finally:
         holder.kill()
+        for process in psutil.process_iter(["environ"]):
+            if (process.info["environ"] or {}).get("PREFECT_HOME") == str(tmp_path):
+                process.kill()
+
+
+def wait_for_end(process: psutil.Process) -> None:
+    """Until it has ended; its parent, which lives, may never ask how."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("first", ["guard", "run"])
+def test_it_ends_by_itself_where_its_guard_was_killed_as_well(tmp_path: Path, first: str) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        env=prefect_environment(tmp_path) | NO_WAY,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert holder.stdout is not None
+        url = holder.stdout.readline().strip()
+        (guard,) = psutil.Process(holder.pid).children()
+        servers = guard.children(recursive=True)
+        assert servers
+        killed = (guard, holder) if first == "guard" else (holder, guard)
+        for process in killed:
+            process.kill()
+            if process is guard and first == "guard":
+                wait_for_end(guard)
+                while not answers(url):  # the run still needs it; a busy one answers late
+                    assert psutil.pid_exists(servers[0].pid)
+        _, left = psutil.wait_procs(servers, timeout=240)
+        assert not left
+    finally:
+        holder.kill()
+        holder.wait()
         for process in psutil.process_iter(["environ"]):
             if (process.info["environ"] or {}).get("PREFECT_HOME") == str(tmp_path):
                 process.kill()

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.import_argo import Imported, import_argo
-from flows.parameters import Parameters
-from trainer.errors import RequestError
+from flows.cli.argo.request import Imported, import_argo
+from trainer.contract.errors import RequestError
+from trainer.contract.parameters import Parameters
+from trainer.contract.topics import OptimizerConfig, ScheduleConfig
 
 # Every parameter that the reference's workflow declares beside images, with its default.
 DECLARED = yaml.safe_load("""
@@ -88,6 +89,11 @@ def test_every_declared_parameter_is_carried_over_or_named(kind: str) -> None:
     assert (request.run_name, request.learn_rate, request.boundary_index) == ("western", 1e-4, 3)
     assert request.model == "EleutherAI/pythia-2.8b-deduped"
     assert request.trainer_ram == 192
+    assert request.region == ""  # ORD1 is no region any more: its pods would wait for ever
+    assert request.optimizer == OptimizerConfig(weight_decay=0.01)
+    assert request.schedule == ScheduleConfig(kind="constant")
+    assert "optimizer.weight_decay 0.01, and schedule.kind constant" in found.to_yaml()
+    assert "logarithmic there, a line here" in found.to_yaml()
     named = "\n".join(found.notes)
     for name in DECLARED:
         assert (
@@ -103,6 +109,8 @@ def test_a_parameter_file_stands_over_the_references_defaults_not_ours() -> None
         "dataset": "books",
         "train_ratio": 1.0,
         "epochs": 3,
+        "schedule": {"kind": "constant"},
+        "optimizer": {"weight_decay": 0.01},
     }
     assert any("train_ratio" in note for note in found.notes)
 
@@ -131,6 +139,9 @@ def test_a_key_is_not_printed() -> None:
     assert key not in found.to_yaml()
     assert "wandb_key" in found.to_yaml()
     assert "wandb_key" not in found.parameters
+    found = imported({"run_name": "western", "hf_key": "hf_AbCdEf"})
+    assert "hf_AbCdEf" not in found.to_yaml()
+    assert "name that Secret in FINETUNE_CLUSTER" in found.to_yaml()
 
 
 def test_what_has_no_counterpart_is_named() -> None:

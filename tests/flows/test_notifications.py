@@ -15,10 +15,11 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Scheduled
+from prefect.states import Pending, Running, Scheduled, StateType
 
-from flows.notifications import apply
-from trainer.errors import RequestError
+from flows.cli.automations import healing
+from flows.cli.automations.notifications import apply
+from trainer.contract.errors import RequestError
 
 WITHIN_SECONDS = 600
 
@@ -90,6 +91,41 @@ def test_runs_that_fail_crash_finish_or_come_late_are_told_of(
         for automation in client.read_automations():
             if automation.name in names:
                 client.delete_automation(automation.id)
+
+
+def test_a_night_that_was_not_started_since_one_still_runs_says_so(api_url: str) -> None:
+    @flow(name="retrain")
+    def a_night() -> None:
+        pass
+
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        made = client.create_deployment(
+            client.create_flow(a_night),
+            "busy",
+            concurrency_limit=1,
+            concurrency_options={"collision_strategy": "CANCEL_NEW"},
+        )
+        first = client.create_flow_run_from_deployment(made)
+        for state in (Pending(), Running()):
+            client.set_flow_run_state(first.id, state)
+        apply([])
+        deadline = time.monotonic() + WITHIN_SECONDS
+        found = Pending()
+        # The server takes up a new automation a moment after it has answered: again, then.
+        while found.name != "NotStarted":
+            assert time.monotonic() < deadline, found
+            second = client.create_flow_run_from_deployment(made)
+            client.set_flow_run_state(second.id, Pending())
+            for _ in range(20):
+                time.sleep(0.2)
+                found = client.read_flow_run(second.id).state or found
+                assert found.type in (StateType.CANCELLED, StateType.PENDING)
+        assert found.message == "Not started: an earlier run of this deployment still runs."
+        assert found.type == StateType.CANCELLED
+        assert client.read_flow_run(first.id).state_name == "Running"
+        for each in healing.automations(180):
+            for there in client.read_automations_by_name(each.name):
+                client.delete_automation(there.id)
 
 
 @pytest.mark.parametrize("name", ["custom-webhook/none", "nothing/none", "ops"])

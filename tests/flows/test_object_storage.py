@@ -6,10 +6,10 @@ from pathlib import Path
 import boto3
 import pytest
 
-from infra.local_processes import LocalBackend
+from infra.local.processes import LocalBackend
 from tests.flows.small_volume import PVC, finetune
 from tests.object_store import s3_server
-from trainer.run_folder import RunFolder
+from trainer.contract.run_folder import RunFolder
 
 
 def test_a_run_lists_a_bucket_once(

@@ -20,14 +20,13 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from infra import local_service
-from infra.local_processes import LocalBackend
+from infra.local import service as local_service
+from infra.local.processes import LocalBackend
 from tests.flows.small_volume import PVC, finetune, give_way
-from trainer.checkpoints import steps_there
-from trainer.checkpoints.folder import name_of, newest_good
-from trainer.journal import HEARTBEAT_SECONDS
+from trainer.contract.checkpoints import name_of, newest_good, steps_there
+from trainer.contract.run_folder import RunFolder
+from trainer.report.journal import HEARTBEAT_SECONDS
 from trainer.report.times import ledger
-from trainer.run_folder import RunFolder
 from trainer.tokens.store import TokenStore
 
 # About 200 steps of a tiny model; LONG ones do not end within a test.
@@ -103,7 +102,7 @@ def pid_of(home: Path, run_name: str) -> int:
 
 def metrics(home: Path, run_name: str) -> list[dict[str, Any]]:
     text = (home / PVC / run_name / "metrics.jsonl").read_text()
-    whole, _, _ = text.rpartition("\n")  # the last line may be under way
+    whole, _, _ = text.rpartition("\n")  # the last line may be running
     return [line for line in map(json.loads, whole.splitlines()) if "loss" in line]
 
 
@@ -133,7 +132,7 @@ def test_a_run_makes_a_better_model_that_loads_and_is_free_the_second_time(
     out, err = ended(start("whole"))
     assert "whole is done" in out
     for step in ("fetch", "tokenize", "finetune", "evaluate", "deploy"):
-        assert f"{step}: done" in err or f"{step}: there already" in err
+        assert f"{step}: done" in err or f"{step}: cached" in err
     folder = home / PVC / "whole"
     report = json.loads((folder / "evaluation.json").read_text())
     assert report["loss"] < report["base_loss"] - 0.5
@@ -150,7 +149,7 @@ def test_a_run_makes_a_better_model_that_loads_and_is_free_the_second_time(
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     out, err = ended(start("whole", trainer_cores=4))
     for step in ("fetch", "tokenize", "finetune", "evaluate", "deploy"):
-        assert f"{step}: there already" in err
+        assert f"{step}: cached" in err
     assert err.count("without effect here: trainer_cores\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
@@ -217,7 +216,7 @@ def test_killed_in_training_with_kill_9_it_ends_as_if_nothing_had_happened(
     first.wait()
     killed = time.time()
     _, err = ended(start("broken"))
-    assert "goes on from step" in err
+    assert "resumes from step" in err
     report = home / PVC / "broken/report.html"
     (over,) = (home / PVC / "broken/times").glob("*-flow.json")  # written when the run is over
     took = over.stat().st_mtime - began
@@ -245,7 +244,7 @@ def test_runs_are_compared_forked_and_made_again_by_command(
     assert said("diff", "whole", "broken").count("  the same") == 6
     step = steps_there(home / PVC / "whole/checkpoints")[0]
     forked = said("fork", "whole", "--step", str(step), "-p", "learn_rate=1e-5")
-    assert f"whole-fork goes on from step {step} of whole" in forked
+    assert f"whole-fork resumes from step {step} of whole" in forked
     told = said("diff", "whole", "whole-fork")
     assert "learn_rate: 0.001 | 1e-05" in told and "training differs from step" in told
     again = said("reproduce", "whole-fork")
@@ -292,14 +291,14 @@ def test_a_run_has_one_orchestrator_outlives_it_and_stops_by_ctrl_c(home: Path, 
     first.wait()
     os.kill(training, 0)
     second = start("long", epochs=LONG)
-    line = read_until(second, "under way already")
+    line = read_until(second, "already running")
     assert str(training) in line
     second.send_signal(signal.SIGINT)
     _, err = ended(second, code=75)
-    assert "Run it again to go on" in err
+    assert "Run it again to resume" in err
     steps = [line["step"] for line in metrics(home, "long")]
     assert steps == list(range(1, len(steps) + 1))
-    # Nothing of it is lost: what goes on from here is held by the run that is killed.
+    # Nothing of it is lost: what resumes from here is held by the run that is killed.
     newest, _ = newest_good(home / PVC / "long/checkpoints")
     assert newest is not None and newest.name == name_of(steps[-1])
 

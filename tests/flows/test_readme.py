@@ -14,14 +14,14 @@ from pathlib import Path
 import click
 import pytest
 
-from flows.cli import cli
-from flows.options import given_parameters
-from flows.parameters import Parameters
-from infra import local_service
+from flows.cli.main import cli
+from flows.cli.options import given_parameters
+from infra.local import service as local_service
 from tests import readme
 from tests.demo.test_demo import demo
 from tests.flows.small_volume import PVC, finetune
-from trainer.parsing import load_parameters
+from trainer.contract.parameters import Parameters
+from trainer.contract.validation import load_parameters
 
 
 def in_sentences_and_blocks() -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flows.overview import list_runs
+from flows.cli.runs.overview import list_runs
 from tests.flows.small_volume import PVC, finetune
 from tests.flows.test_pipeline import REQUEST
 

@@ -11,9 +11,8 @@ import boto3
 import pytest
 import torch
 
-from flows.parameters import Parameters
-from flows.rehearse import problems_of
-from flows.rehearse_small import small_request
+from flows.cli.rehearse.checks import _jobs_of, problems_of
+from flows.cli.rehearse.small_run import small_request
 from tests.flows.small_volume import PVC, finetune
 from tests.flows.test_deployment import api
 from tests.flows.test_retrain import guide
@@ -21,13 +20,17 @@ from tests.hub_double import HubDouble, HubModel
 from tests.kubernetes_double.cluster import Cluster
 from tests.object_store import s3_server
 from tests.plan.models import GPT_J_6B
-from trainer.config import FetchConfig
-from trainer.errors import RequestError
-from trainer.parsing import load_parameters
-from trainer.shrinking import shrink, shrunken
+from trainer.contract.cluster_settings import ClusterSettings
+from trainer.contract.errors import RequestError
+from trainer.contract.parameters import Parameters
+from trainer.contract.step_configs import FetchConfig
+from trainer.contract.validation import load_parameters
+from trainer.fetch import hub_client
+from trainer.rehearse.small_volume import main as make_small_volume
+from trainer.rehearse.small_volume import shrink, shrunken
 
 RIGHT = {"run_name": "first", "model": "models/tiny", "context": 64, "batch_size": 1}
-LABELS = {"gpu.nvidia.com/class": "A40", "topology.kubernetes.io/region": "ORD1"}
+LABELS = {"gpu.nvidia.com/class": "A40", "topology.kubernetes.io/region": "US-EAST-01"}
 WIDE = {"model_type": "gptj", "n_embd": 16384, "n_layer": 90, "n_head": 64, "n_positions": 2048}
 KEY = "0123456789abcdef0123456789abcdef01234567"
 # What is wrong, by where it is found; the word is in the message, most often the parameter.
@@ -66,6 +69,13 @@ ON_THE_CLUSTER: list[tuple[dict[str, Any], str]] = [
     ({"trainer_gpu": "H200"}, "trainer_gpu"),
     ({"region": "LAS1"}, "region"),
 ]
+
+
+SERVED: dict[str, Any] = {
+    "run_inference": True,
+    "inference_gpu": "A40",
+    "serving": {"kind": "deployment"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +139,71 @@ def test_what_the_cluster_lacks_is_named(
     home: Path, cluster: Cluster, changed: dict[str, Any], word: str
 ) -> None:
     assert any(word in problem for problem in found(home, changed, "cluster"))
+
+
+def test_the_nodes_regions_are_named_and_no_region_is_any(home: Path, cluster: Cluster) -> None:
+    (problem,) = found(home, {"region": "ORD1"}, "cluster")
+    assert problem.startswith("region is on no node (got 'ORD1'). There are: US-EAST-01.")
+    assert found(home, {"region": "US-EAST-01"}, "cluster") == []
+    assert found(home, {"region": ""}, "cluster") == []
+
+
+def test_a_region_that_could_not_be_compared_is_told(home: Path, cluster: Cluster) -> None:
+    cluster.faults.allowed = lambda asked: asked.resource != "nodes"
+    parameters, said = load_parameters(Parameters, {**RIGHT, "region": "ORD1"}), []
+    try:
+        problems_of(parameters, home, on_cluster=True, say=said.append, checks=("cluster",))
+    finally:
+        cluster.faults.allowed = lambda asked: True
+    assert any("region and GPU classes were not compared with the nodes" in line for line in said)
+
+
+RULES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"refuses_pods": "exceeded quota: cpu"}, {}, "no quota left"),
+    ({"refuses_pods": "maximum memory usage per Container is 64Mi"}, {}, "64Mi"),
+    ({"most": {"jobs": 0}}, {}, "Job first-plan-"),
+    ({"most": {"jobs": 0}}, {"inference_only": True}, "Job first-deploy-"),
+    ({"most": {"services": 0}}, {"cluster": {"nodes": 2}}, "Service node-first-finetune-"),
+    ({"most": {"deployments": 0}}, SERVED, "Deployment inference-first-1"),
+    ({"most": {"services": 0}}, SERVED, "Service inference-first"),
+    ({"refuses_pods": "too big"}, {**SERVED, "inference_only": True}, "Pod of Job first-deploy-"),
+]
+
+
+@pytest.mark.parametrize(("rules", "changed", "word"), RULES)
+def test_what_the_namespace_would_refuse_is_named(
+    home: Path,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    rules: dict[str, Any],
+    changed: dict[str, Any],
+    word: str,
+) -> None:
+    for name, value in rules.items():
+        monkeypatch.setattr(cluster.rules, name, value)
+    problems = found(home, changed, "cluster")
+    assert any(word in problem for problem in problems), problems
+
+
+def test_one_reason_for_the_pods_of_every_step_is_told_once(
+    home: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.rules, "refuses_pods", "exceeded quota: cpu")
+    assert len(found(home, {}, "cluster")) == 1
+
+
+def test_a_job_that_exists_is_not_refused_by_the_quota_that_it_fills(
+    home: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = load_parameters(Parameters, RIGHT)
+    jobs = _jobs_of(parameters, ClusterSettings(), home)
+    for job in jobs:
+        suspended = {**job, "spec": {**job["spec"], "suspend": True}}
+        cluster.create("jobs", suspended)
+    monkeypatch.setattr(cluster.rules, "most", {"jobs": len(jobs)})
+    assert found(home, {}, "cluster") == []
+    for job in cluster.jobs():
+        cluster.do(lambda job=job: cluster.store.remove("jobs", job))
 
 
 def test_a_right_that_is_lacking_is_named(home: Path, cluster: Cluster) -> None:
@@ -305,3 +380,17 @@ def put(url: str, bucket: str, key: str, text: str) -> None:
     client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **names)
     client.create_bucket(Bucket=bucket)
     client.put_object(Bucket=bucket, Key=key, Body=text.encode())
+
+
+def test_a_hub_that_does_not_answer_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub_client, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(hub_client.constants, "ENDPOINT", "http://127.0.0.1:9")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/tale.txt").write_text("The sheriff rode into town.\n")
+    asked = {"volume": str(tmp_path), "model": "org/none", "dataset": "dataset", "run_name": "r"}
+    assert make_small_volume([json.dumps(asked), str(tmp_path / "small")]) == 1
+    assert capsys.readouterr().err.endswith(
+        "does not answer ([Errno 111] Connection refused). Correct it, or try again.\n"
+    )

@@ -9,13 +9,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.parameters import Parameters
-from flows.render import UNKNOWN_STORE, render_request
-from infra.backend import work_key
+from flows.cli.cluster_yaml import UNKNOWN_STORE, render_request
 from tasks import configs
 from tasks.specs import step_spec
-from trainer.errors import RequestError
-from trainer.parsing import load_parameters
+from trainer.contract.errors import RequestError
+from trainer.contract.parameters import Parameters
+from trainer.contract.validation import load_parameters
+from trainer.contract.work_key import work_key
 
 STORE = "tokens/dataset-0123456789abcdef"
 
@@ -61,7 +61,7 @@ def test_a_job_is_the_one_that_the_flow_would_make(tmp_path: Path) -> None:
     )
     spec = step_spec(parameters.model_dump(), "finetune", config, attempt="flow-run-1")
     fetch = configs.fetch_config(parameters.model_dump(), parameters.request)
-    keys = [work_key(fetch, without=configs.NOT_DEFINING), spec.key]
+    keys = [work_key("fetch", fetch), spec.key]
     [fetching, _, training, _] = rendered(tmp_path, model="org/own", trainer_gpus=2)
     key = "finetune-pipeline/key"
     assert [job["metadata"]["annotations"][key] for job in (fetching, training)] == keys

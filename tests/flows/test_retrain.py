@@ -13,14 +13,14 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from infra import local_service
+from infra.local import service as local_service
 from tests import readme
 from tests.flows.small_volume import PVC
 from tests.flows.test_deployment import ROOT, api, prefect
 from tests.flows.test_pipeline import REQUEST
 from tests.prefect_processes import prefect_environment, prefect_server, process_worker
-from trainer.champion import Series
-from trainer.run_folder import RunFolder
+from trainer.contract.run_folder import RunFolder
+from trainer.retraining.step import Series
 
 PARAMETERS = {**REQUEST, "epochs": 2, "run_inference": True}
 # What the guide has on a cluster, and what stands for it here.
@@ -73,12 +73,12 @@ def guide() -> list[str]:
     return [line for block in blocks for line in block]
 
 
-def run_here(line: str, environment: dict[str, str], schedule: str = "") -> str:
-    """Run a line of the guide, with what this machine has in place of what a cluster has."""
+def run_here(line: str, environment: dict[str, str], home: Path, schedule: str = "") -> str:
+    """Run a line of the guide in `home`, with what this machine has for what a cluster has."""
     for there, here in {**HERE, " ID": f" {schedule}"}.items():
         line = line.replace(there, here)
     words = [word for part in shlex.split(line) for word in COMMANDS.get(part, [part])]
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, line + done.stdout + done.stderr
     return done.stdout
 
@@ -115,7 +115,7 @@ def wait_for(api_url: str, *states: str, without: str = "") -> dict[str, Any]:
 
 
 def wait_until_idle(api_url: str) -> None:
-    """Until nothing is under way that another run would be cancelled for."""
+    """Until nothing is running that another run would be cancelled for."""
     deadline = time.monotonic() + 1000
     while runs_in(api_url, "SCHEDULED", "PENDING", "RUNNING", by="type"):  # each has several names
         assert time.monotonic() < deadline
@@ -131,31 +131,29 @@ def test_readmes_guide_gives_a_retraining_that_starts_by_event_and_by_schedule(
     assert len(on_cluster) == 6, on_cluster
     lines = [line for line in lines if line not in on_cluster]
     assert lines[-1].startswith("prefect deployment schedule pause")
-    told = [run_here(line, environment) for line in lines[:-4]]
+    told = [run_here(line, environment, home) for line in lines[:-4]]
     assert "retrain/nightly" in "".join(told)
     assert [schedule["active"] for schedule in nightly(api_url)["schedules"]] == [False]
     change(api_url, parameters={**nightly(api_url)["parameters"], **PARAMETERS}, job_variables={})
-    shown = run_here(lines[-4], environment)
+    shown = run_here(lines[-4], environment, home)
     schedule = nightly(api_url)["schedules"][0]["id"]
     assert schedule in shown
-    run_here(lines[-3], environment, schedule)
+    run_here(lines[-3], environment, home, schedule)
     assert [schedule["active"] for schedule in nightly(api_url)["schedules"]] == [True]
-    variables = {"FINETUNE_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    with process_worker(prefect_folder, api_url, "local", **variables):
-        assert "dataset.updated" in run_here(lines[-2], environment)
+    with process_worker(prefect_folder, api_url, "local", PREFECT_WORKER_QUERY_SECONDS="1"):
+        assert "dataset.updated" in run_here(lines[-2], environment, home)
         by_event = wait_for(api_url, "Running")
         assert by_event["parameters"]["dataset"] == "dataset"
         assert not by_event["auto_scheduled"]
         change(api_url, schedules=[{"active": True, "schedule": {"interval": 5}}])
         unchanged = wait_for(api_url, "Unchanged")
-        run_here(lines[-1], environment, nightly(api_url)["schedules"][0]["id"])
+        run_here(lines[-1], environment, home, nightly(api_url)["schedules"][0]["id"])
         first = Series(home / PVC, "nightly").champion()
         assert first is not None
         wait_until_idle(api_url)
         from_last = {**nightly(api_url)["parameters"], "start_from": "last", "epochs": 1}
         change(api_url, parameters=from_last)
-        # Whichever dataset was named: it looks at its own.
-        run_here("finetune notify-data elsewhere", environment)
+        run_here("finetune notify-data dataset", environment, home)
         last = wait_for(api_url, "Promoted", "Kept", without=by_event["id"])
         assert last["parameters"]["dataset"] == "dataset"
     assert [schedule["active"] for schedule in nightly(api_url)["schedules"]] == [False]

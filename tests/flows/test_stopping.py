@@ -13,13 +13,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Running, Scheduled
 
-from flows import stopping
+from flows import stop as stopping
 from flows.finetune import finetune
 from flows.retrain import retrain
-from flows.stopping import end_unfollowed
+from flows.stop import end_unfollowed
 from flows.sweep import sweep
-from infra.local_processes import LocalBackend
-from infra.place import HOME_VARIABLE
+from infra.choose_backend import HOME_VARIABLE
+from infra.local.processes import LocalBackend
 from tasks.cancelling import started_by_tag
 from tests.flows.unfollowed import running
 from tests.infra.test_local_processes import PVC, backend_at, spec, wait_for_start
@@ -29,7 +29,7 @@ ASKED = {"run_name": "run", "pvc": PVC}
 
 @pytest.fixture
 def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalBackend]:
-    """With a step of the run `run` under way that nobody follows."""
+    """With a step of the run `run` running that nobody follows."""
     monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
     (tmp_path / PVC).mkdir()

@@ -1,4 +1,4 @@
-"""Sweeps: which trials there are, who goes on, and one that is interrupted and started again."""
+"""Sweeps: which trials there are, who continues, and one that is interrupted and started again."""
 
 import json
 import signal
@@ -12,15 +12,15 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
-from flows.owner_commands import values_of
+from flows.cli.commands_owner import values_of
 from flows.sweep import run_sweep
-from flows.sweep_request import SweepParameters
+from flows.sweep_request import SweepParameters, asked_trials
 from flows.trials import Range, Trial, going_on, make_trials, picture, rungs, table
 from tests.flows.small_volume import PVC, finetune
 from tests.flows.test_deployment import api
 from tests.flows.test_pipeline import REQUEST
-from trainer.errors import RequestError, StepError
-from trainer.parsing import load_parameters
+from trainer.contract.errors import RequestError, StepError
+from trainer.contract.validation import load_parameters
 
 RATES = Range(min=1e-5, max=1e-3, log=True)
 
@@ -115,6 +115,29 @@ def test_values_are_read_from_the_command_line() -> None:
         values_of("learn_rate")
 
 
+def test_a_key_of_a_topic_varies_over_what_the_topic_has() -> None:
+    given = {**REQUEST, "run_name": "rates", "optimizer": {"beta2": 0.95}, "lora": {"rank": 4}}
+    over = {"optimizer.weight_decay": [0.0, 0.1], "schedule.kind": ["cosine"]}
+    _, requests = asked_trials(load_parameters(SweepParameters, {**given, "over": over}))
+    topics = [(r["optimizer"], r["schedule"]["kind"], r["lora"]["rank"]) for r in requests.values()]
+    assert [(o["weight_decay"], o["beta2"], *rest) for o, *rest in topics] == [
+        (0.0, 0.95, "cosine", 4),
+        (0.1, 0.95, "cosine", 4),
+    ]
+    for wrong, problem in [
+        (
+            {"optimizer.weight": [1]},
+            "optimizer.weight is not a parameter. Did you mean optimizer.w",
+        ),
+        ({"optimizer.beta2": [1.5]}, r"optimizer.beta2 should be less than 1 \(got 1.5\)"),
+    ]:
+        with pytest.raises(RequestError, match=problem):
+            asked_trials(load_parameters(SweepParameters, {**given, "over": wrong}))
+    halved = {**given, "over": over, "halving": 2, "schedule": {"max_steps": 5}}
+    with pytest.raises(RequestError, match="max_steps can't be combined with halving"):
+        asked_trials(load_parameters(SweepParameters, halved))
+
+
 def asked(home: Path, environment: dict[str, str], *more: str) -> "subprocess.Popen[str]":
     given = {**REQUEST, "run_name": "rates", "epochs": 2}
     words = [word for item in given.items() for word in ("-p", "=".join(map(str, item)))]
@@ -205,4 +228,4 @@ def test_one_that_is_killed_goes_on_and_none_of_its_steps_is_done_again(
     assert process.returncode == 0, err
     assert [line.partition("run=")[2] for line in out.splitlines()] == ["killed-2", "killed-1"]
     for run in runs:
-        assert "goes on from step" not in (home / PVC / "logs" / run / "finetune.log").read_text()
+        assert "resumes from step" not in (home / PVC / "logs" / run / "finetune.log").read_text()

@@ -13,11 +13,11 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks.artifacts import _only_shown
-from tasks.running import PrefectWatcher
+from tasks.run_step import PrefectWatcher
 from tasks.training_pictures import MOST_LINES, MOST_SAMPLES, RENEW_SECONDS, TrainingPictures
 from tests.report.test_page import curve, polylines
-from trainer.events import Event
-from trainer.outcome import Outcome
+from trainer.contract.events import Event
+from trainer.contract.outcome import Outcome
 
 
 def data_of(api_url: str, key: str) -> list[Any]:
@@ -36,7 +36,7 @@ def test_curves_and_samples_are_kept_up_to_date_in_place(api_url: str) -> None:
     with temporary_settings({PREFECT_API_URL: api_url}):
         samples = [sample(step, "of before") for step in (3, 5, 6)]
         pictures = TrainingPictures("tales", 10, earlier, samples)
-        pictures.metric(earlier[4])  # step 5: goes on from a checkpoint after step 4
+        pictures.metric(earlier[4])  # step 5: resumes from a checkpoint after step 4
         pictures.metric({"step": 5, "eval_loss": 4.0})
         for line in curve(10)[5:]:
             pictures.metric(line)

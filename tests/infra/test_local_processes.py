@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from infra.backend import BusyError, StepSpec
-from infra.local_processes import LocalBackend
+from infra.local.processes import LocalBackend
 
 STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
 PVC = "volume"
@@ -81,7 +81,7 @@ def test_the_same_work_is_adopted_and_other_work_refused(backend: LocalBackend, 
     backend.submit(step)
     wait_for_start(home)
     other = backend_at(home)
-    assert "under way already" in other.submit(step)
+    assert "already running" in other.submit(step)
     with pytest.raises(BusyError, match="finetune stop run"):
         other.submit(spec("another key", until="go"))
     (home / PVC / "go").touch()
@@ -102,8 +102,8 @@ def test_what_is_in_the_way_of_a_step_of_no_run_is_told_by_its_process(home: Pat
     with pytest.raises(BusyError) as refused:
         backend_at(home).submit(other)
     assert str(refused.value) == (
-        f"pvc {PVC!r} is in use: another command's tokenize step is still under way with other "
-        f"parameters (process {pid}). Wait for it, or end it: kill {pid}"
+        f"pvc {PVC!r} is in use: another command's tokenize step is running with other "
+        f"parameters (not known) (process {pid}). Wait for it, or end it: kill {pid}"
     )
 
 
@@ -114,7 +114,7 @@ def test_a_step_outlives_an_orchestrator_killed_with_kill_9(home: Path) -> None:
             sys.executable,
             "-c",
             "import sys; from pathlib import Path; from infra.backend import StepSpec\n"
-            "from infra.local_processes import LocalBackend\n"
+            "from infra.local.processes import LocalBackend\n"
             f"backend = LocalBackend(Path({str(home)!r}), python={str(home / 'interpreter')!r})\n"
             f"spec = StepSpec(step='finetune', run_name='run', volume={PVC!r}, key='k',"
             " config={'until': 'go'})\n"
@@ -200,7 +200,7 @@ def test_a_second_orchestrator_of_a_run_is_refused_until_the_first_is_gone(home:
             sys.executable,
             "-c",
             "import time; from pathlib import Path\n"
-            "from infra.local_processes import LocalBackend\n"
+            "from infra.local.processes import LocalBackend\n"
             f"with LocalBackend(Path({str(home)!r})).claim({PVC!r}, 'run'):\n"
             "    print('held', flush=True); time.sleep(60)",
         ],
@@ -222,7 +222,7 @@ def test_a_second_orchestrator_of_a_run_is_refused_until_the_first_is_gone(home:
 ORCHESTRATOR = """
 import fcntl, sys, time
 from pathlib import Path
-from infra.local_processes import LocalBackend
+from infra.local.processes import LocalBackend
 flock = fcntl.flock
 def telling(descriptor, how):
     if how == fcntl.LOCK_EX:

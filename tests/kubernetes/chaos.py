@@ -37,7 +37,7 @@ from tests.kubernetes.pipeline import REQUEST
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
 from tests.kubernetes_double.cluster import Cluster
 from tests.prefect_processes import prefect_environment, prefect_server
-from trainer.run_folder import RunFolder
+from trainer.contract.run_folder import RunFolder
 
 STEPS = ["plan", "fetch", "tokenize", "finetune", "evaluate"]
 LONG_EPOCHS = 60

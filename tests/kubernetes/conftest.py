@@ -9,8 +9,8 @@ import pytest
 
 from infra.backend import Resources, StepSpec
 from infra.kubernetes_backend.jobs import KubernetesBackend
-from infra.manifests_settings import ClusterSettings
 from tests.kubernetes_double.cluster import Cluster
+from trainer.contract.cluster_settings import ClusterSettings
 
 CLAIM = "finetune-data"
 STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
@@ -59,8 +59,8 @@ def spec(key: str = "0123456789abcdef", *, attempt: str = "", **config: Any) -> 
         key=key,
         attempt=attempt,
         resources=Resources(gpu="A40", gpus=1, cores=8, memory_gib=32),
-        image="finetune-steps:0.1.0",
-        region="ORD1",
+        image="finetune-steps:0.2.0",
+        region="US-EAST-01",
     )
 
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from flows.parameters import Parameters
-from infra.backend import Backend, Resources, StepSpec, work_key
+from infra.backend import Backend, Resources, StepSpec
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from tasks import configs
 from tasks.following import Watcher, follow_step
 from tests.kubernetes.conftest import CLAIM, LOOK_SECONDS
-from trainer.outcome import Outcome
+from trainer.contract.outcome import Outcome
+from trainer.contract.parameters import Parameters
+from trainer.contract.work_key import work_key
 
 STEPS = ["fetch", "tokenize", "finetune"]
 REQUEST = Parameters(
@@ -58,9 +59,9 @@ def spec_of(step: str, config: dict[str, Any]) -> StepSpec:
         run_name="run",
         volume=CLAIM,
         config=config,
-        key=work_key(config, without=configs.NOT_DEFINING),
+        key=work_key(step, config),
         attempt="flow-run-1",
         resources=Resources(gpu="A40", gpus=1) if step == "finetune" else Resources(),
-        image="finetune-steps:0.1.0",
-        region="ORD1",
+        image="finetune-steps:0.2.0",
+        region="US-EAST-01",
     )

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flows.embedded_server import free_port
+from flows.cli.prefect_server import free_port
 from infra.backend import Resources
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from tests.kubernetes.conftest import CLAIM, LOOK_SECONDS, spec
@@ -57,7 +57,7 @@ def main(folder: Path) -> int:
     trained = [e["step"] for e in read_lines(volume / "run/metrics.jsonl") if "loss" in e]
     each_once = trained == list(range(1, STEPS + 1))
     good = end.exit_code == 0 and made == 4 and each_once
-    again = [line for line in lines if line.startswith("goes on from step")]
+    again = [line for line in lines if line.startswith("resumes from step")]
     print(f"killed {killed[0]}; {made} pods in all; {again}; exit code {end.exit_code}")
     print(f"steps 1 to {STEPS} once each: {each_once}")
     return 0 if good else 1

@@ -1,7 +1,8 @@
 """Stands where `python -m trainer STEP CONFIG.json` stands, and does what its config says.
 
 lines       printed at once
-until       a file on the volume that lets it end; without it, it ends at once
+until       a file on the volume that lets it end, with which start this is for `{start}` in it;
+            without it, it ends at once
 exit_codes  one for each start, the last one for all more; each start is one line
             of the file `starts` on the volume
 stops_when  a file on the volume that lets it end when it was told to stop
@@ -25,14 +26,15 @@ def main() -> int:
     starts = volume / config.get("starts", "starts")
     with open(starts, "ab", buffering=0) as file:
         file.write(f"{os.getpid()}\n".encode())
-        written = file.tell()  # its own line is the last of these, whoever starts beside it
+        written = file.tell()  # its own line is the last of these, whatever starts beside it
     number = starts.read_bytes()[:written].count(b"\n")
     for line in config.get("lines", []):
         print(line, flush=True)
     if "long_line" in config:
         print("x" * config["long_line"] + "\nafter", flush=True)
     ticks = 0
-    while "until" in config and not (volume / config["until"]).exists() and not stopped:
+    until = volume / config.get("until", ".").format(start=number)
+    while not until.exists() and not stopped:
         if "tick" in config:
             print(f"tick {ticks} of start {number}", flush=True)
             ticks += 1

@@ -12,10 +12,10 @@ from aiohttp import ClientSession
 from infra.backend import ContactError, PlaceError
 from infra.kubernetes_backend.connection import Connection
 from infra.kubernetes_backend.jobs import KubernetesBackend
-from infra.manifests_settings import ClusterSettings
 from tests.kubernetes.conftest import LOOK_SECONDS, backend_with, follow, spec, starts
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.faults import Request
+from trainer.contract.cluster_settings import ClusterSettings
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_cluster_that_stays_away_is_given_up_and_the_step_left_alone(
     backend.submit(step)
     cluster.running_pod()
     cluster.faults.down = True
-    with pytest.raises(ContactError, match=r"did not answer for 1 seconds.*goes on without us"):
+    with pytest.raises(ContactError, match=r"did not answer for 1 seconds.*continues without us"):
         backend.wait(step, lambda line: None)
     cluster.faults.down = False
     assert [pod["status"]["phase"] for pod in cluster.pods()] == ["Running"]

@@ -6,14 +6,14 @@ from typing import Any
 
 import aiohttp
 
-from infra import manifests_serving
-from infra.manifests_settings import ClusterSettings
+from infra.kubernetes_backend import manifests_serving
 from tests.kubernetes.test_serving_manifests import SPEC
 from tests.kubernetes_double.deletion import delete
 from tests.kubernetes_double.events import Events
 from tests.kubernetes_double.kubelet import Kubelet, Node
 from tests.kubernetes_double.serving import ServingControllers
 from tests.kubernetes_double.store import Store
+from trainer.contract.cluster_settings import ClusterSettings
 
 
 def test_a_deployment_deleted_while_another_is_looked_at_gets_no_pod(tmp_path: Path) -> None:

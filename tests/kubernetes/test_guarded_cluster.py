@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from infra import manifests
 from infra.backend import PlaceError
-from infra.manifests_settings import ClusterSettings
+from infra.kubernetes_backend import manifests_job as manifests
 from tests.kubernetes.conftest import CLAIM, backend_with, cluster_of_stand_ins, follow, spec
 from tests.kubernetes.job_history import jobs_seen
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR, WORKER
 from tests.kubernetes.test_double_and_recordings import ask
 from tests.kubernetes_double.cluster import Cluster
+from trainer.contract.cluster_settings import ClusterSettings
 
 
 @pytest.fixture

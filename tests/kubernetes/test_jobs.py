@@ -34,7 +34,7 @@ def test_the_same_work_is_adopted_while_it_runs(
     backend.submit(step)
     cluster.running_pod()
     other = backend_with(tmp_path)
-    assert "under way already" in other.submit(step)
+    assert "already running" in other.submit(step)
     (volume / "go").touch()
     end = other.wait(step, lambda line: None)
     assert end.outcome["status"] == "done"
@@ -63,7 +63,7 @@ def test_two_who_ask_at_the_same_moment_share_one_job(
     assert creates() == 2
     assert sorted(said) == [
         "Job run-finetune-01234567",
-        "Job run-finetune-01234567, which was under way already",
+        "Job run-finetune-01234567, which was already running",
     ]
     assert len(cluster.jobs()) == 1
 
@@ -81,7 +81,7 @@ def test_other_work_in_the_same_step_of_the_run_is_refused_while_one_is_under_wa
     backend: KubernetesBackend, cluster: Cluster, volume: Path
 ) -> None:
     backend.submit(spec(until="go"))
-    with pytest.raises(BusyError, match=r"still under way with other parameters.*stop run"):
+    with pytest.raises(BusyError, match=r"running with other parameters.*stop run"):
         backend.submit(spec("another-key"))
     assert len(cluster.jobs()) == 1
 
@@ -189,14 +189,13 @@ def test_a_failure_is_not_explained_by_what_an_earlier_try_left(
     cluster: Cluster, volume: Path, tmp_path: Path
 ) -> None:
     backend = backend_with(tmp_path, backoff_limit=1)
-    step = spec(until="go", exit_codes=[5])
+    step = spec(until="go-{start}", exit_codes=[5])
     backend.submit(step)
     lines: list[str] = []
 
     def take(line: str) -> None:
         lines.append(line)
         if line == "last line of start 1":
-            (volume / "go").unlink()
             pod = cluster.wait_for(
                 lambda: next(
                     (p for p in cluster.pods() if starts(volume) == 2 and "running" in state(p)),
@@ -205,7 +204,7 @@ def test_a_failure_is_not_explained_by_what_an_earlier_try_left(
             )
             cluster.do(lambda: cluster.kubelet.kill_for_memory(pod))
 
-    (volume / "go").touch()
+    (volume / "go-1").touch()
     end = backend.wait(step, take)
     assert (end.exit_code, end.outcome) == (137, None)
     assert end.reason.startswith("out of memory")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.cluster_stop import stop_on_cluster
+from flows.cli.cluster_stop import stop_on_cluster
+from infra.choose_backend import BACKEND_VARIABLE
 from infra.kubernetes_backend.serving import Serving
-from infra.place import BACKEND_VARIABLE
-from infra.serving import ServingSpec
+from infra.serving_place import ServingSpec
 from tests.kubernetes.conftest import CLAIM, backend_with, cluster_of_stand_ins
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
 from tests.kubernetes_double.cluster import Cluster
@@ -21,12 +21,12 @@ from tests.kubernetes_double.cluster import Cluster
 SERVER = Path(__file__).with_name("stand_in_server.py")
 
 
-@pytest.fixture(params=["kserve", "deployment"])
+@pytest.fixture(params=["kserve", "standard", "deployment"])
 def cluster(
     request: pytest.FixtureRequest, tmp_path: Path, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cluster]:
-    kserve = request.param == "kserve"
-    with cluster_of_stand_ins(tmp_path, manifests=MANIFESTS, kserve=kserve) as running:
+    has = {"kserve": request.param != "deployment", "knative": request.param == "kserve"}
+    with cluster_of_stand_ins(tmp_path, manifests=MANIFESTS, **has) as running:
         running.node.entrypoint = [sys.executable, str(SERVER)]
         monkeypatch.setenv("KUBECONFIG", str(running.node.kubeconfigs[ORCHESTRATOR]))
         monkeypatch.setenv(BACKEND_VARIABLE, "kubernetes")
@@ -45,7 +45,7 @@ def revision(number: int) -> ServingSpec:
         model=f"town/served/{number}",
         model_digest=str(number),
         revision=number,
-        image="finetune-steps:0.1.0",
+        image="finetune-steps:0.2.0",
         gpus=0,
     )
 
@@ -59,7 +59,7 @@ def serve(place: Serving, spec: ServingSpec) -> None:
 
 
 def servers(cluster: Cluster) -> dict[str, str]:
-    """Of each server that is to go on: its model's place, and its Pod's uid."""
+    """Of each server that is to continue: its model's place, and its Pod's uid."""
     going_on = [pod for pod in cluster.pods() if "deletionTimestamp" not in pod["metadata"]]
     return {_model(pod): pod["metadata"]["uid"] for pod in going_on}
 

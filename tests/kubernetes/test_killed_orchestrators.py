@@ -28,7 +28,7 @@ class Stepwise(Orchestrators):
             "config": {**config, "starts": f"starts-{run_name}"},
             "key": "0123456789abcdef",
             "attempt": "flow-run-1",
-            "image": "finetune-steps:0.1.0",
+            "image": "finetune-steps:0.2.0",
         }
         where = {"volumes": str(self.folder)}
         return self.call(action, kill_at=kill_at, before=before, step=step, **where)
@@ -99,7 +99,8 @@ def test_sigterm_and_ctrl_c_leave_the_job_running(
         "from infra.backend import StepSpec\n"
         "from infra.kubernetes_backend.jobs import KubernetesBackend\n"
         f"step = StepSpec(step='finetune', run_name='run', volume={CLAIM!r}, key={step.key!r},\n"
-        "                config={'until': 'go', 'lines': ['begins']}, image='i')\n"
+        "                config={'until': 'go', 'lines': ['begins']},\n"
+        "                image='finetune-steps:0.2.0')\n"
         "backend = KubernetesBackend(look_seconds=0.05)\n"
         "backend.submit(step)\n"
         "try: backend.wait(step, lambda line: print(line, flush=True))\n"
@@ -115,6 +116,6 @@ def test_sigterm_and_ctrl_c_leave_the_job_running(
             said = process.stdout.read()
         assert process.returncode == exit_code
         if signum == signal.SIGINT:
-            assert "It goes on as Job run-finetune-01234567" in said
+            assert "It continues as Job run-finetune-01234567" in said
         assert [pod["status"]["phase"] for pod in cluster.pods()] == ["Running"]
     assert starts(volume) == 1

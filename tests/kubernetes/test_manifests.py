@@ -11,11 +11,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import manifests
 from infra.backend import Resources
-from infra.manifests_settings import ClusterSettings, settings_from_environment, settings_of
+from infra.kubernetes_backend import manifests_job as manifests
+from tasks.specs import step_spec
 from tests.kubernetes.conftest import spec
 from tests.kubernetes_double.admission import violations_of_restricted
+from trainer.contract.cluster_settings import ClusterSettings
+from trainer.contract.parameters import Parameters
+from trainer.contract.validation import load_parameters
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = [f"1.{minor}" for minor in range(31, 38)]
@@ -33,10 +36,17 @@ EVERYTHING = ClusterSettings(
     backoff_limit=3,
     deadline_seconds=86400,
 )
+KEPT = ClusterSettings(evicted_for_maintenance=False)
+INFINIBAND = {  # as CoreWeave's page on InfiniBand has them
+    "NCCL_SOCKET_IFNAME": "eth0",
+    "NCCL_IB_HCA": "ibp",
+    "UCX_TLS": "tcp",
+    "UCX_NET_DEVICES": "eth0",
+}
 SPECS = {
     "finetune": spec(learn_rate=5e-5, request={"context": 2048}),
     "tokenize": dataclasses.replace(
-        spec(dataset="dataset"), step="tokenize", resources=Resources(cores=4, memory_gib=8)
+        spec(dataset="dataset"), step="tokenize", resources=Resources(light=True)
     ),
     "several-nodes": dataclasses.replace(
         spec(grace_seconds=300.0),
@@ -64,6 +74,92 @@ def test_the_objects_are_the_golden_ones(name: str) -> None:
         path.write_text(rendered)
     assert rendered == path.read_text()
     assert list(yaml.safe_load_all(rendered)) == manifests.objects(SPECS[name], SETTINGS[name])
+
+
+def resources_asked(step: str, settings: ClusterSettings, **given: Any) -> dict[str, Any]:
+    asked = load_parameters(Parameters, {"run_name": "run", **given}).model_dump()
+    made = manifests.job(step_spec(asked, step, {}), settings)
+    (container,) = pod_of(made)["containers"]
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    return container["resources"]["requests"]
+
+
+@pytest.mark.parametrize("step", ["plan", "fetch", "tokenize", "deploy"])
+def test_the_clusters_settings_size_the_light_steps(step: str) -> None:
+    usual = resources_asked(step, ClusterSettings())
+    assert (usual["cpu"], usual["memory"]) == ("4", "8Gi")
+    small = resources_asked(step, ClusterSettings(light_cores=1, light_memory_gib=2))
+    assert (small["cpu"], small["memory"]) == ("1", "2Gi")
+    heavy = resources_asked("finetune", ClusterSettings(light_cores=1), trainer_cores=6)
+    assert heavy["cpu"] == "6"
+
+
+@pytest.mark.parametrize("step", ["finetune", "evaluate"])
+@pytest.mark.parametrize("gpu", ["none", "None", ""])
+def test_without_a_gpu_class_no_gpu_is_requested(step: str, gpu: str) -> None:
+    settings = ClusterSettings(device_resources={"rdma/ib": 1})
+    asked = resources_asked(step, settings, trainer_gpu=gpu, trainer_gpus=2, trainer_ram=16)
+    assert set(asked) == {"cpu", "memory", "ephemeral-storage"}
+    assert asked["memory"] == "16Gi"
+    assert "nvidia.com/gpu" in resources_asked(step, settings, trainer_gpu="A40")
+
+
+def test_node_maintenance_may_evict_pods_unless_the_cluster_says_otherwise() -> None:
+    label = "qos.coreweave.com/graceful-interruptible"
+    for settings, value in ((ClusterSettings(), "true"), (KEPT, None)):
+        job = manifests.job(SPECS["finetune"], settings)
+        assert job["spec"]["template"]["metadata"]["labels"].get(label) == value
+        assert label not in job["metadata"]["labels"]
+
+
+def environment_of(settings: ClusterSettings, name: str = "several-nodes") -> dict[str, str]:
+    (container,) = pod_of(manifests.job(SPECS[name], settings))["containers"]
+    return {variable["name"]: variable.get("value", "") for variable in container["env"]}
+
+
+def test_several_nodes_with_infiniband_get_the_vendors_variables() -> None:
+    fabric = ClusterSettings(device_resources={"rdma/ib": 1})
+    found = environment_of(fabric)
+    assert found.items() >= INFINIBAND.items()
+    for settings, name in ((fabric, "finetune"), (fabric, "tokenize"), (KEPT, "several-nodes")):
+        assert not INFINIBAND.keys() & environment_of(settings, name).keys()
+    own = {"NCCL_SOCKET_IFNAME": "bond0"}
+    of_user = ClusterSettings(device_resources={"rdma/ib": 1}, environment=own)
+    assert environment_of(of_user)["NCCL_SOCKET_IFNAME"] == "bond0"
+
+
+@pytest.mark.parametrize(
+    ("environment", "variable"),
+    [
+        ({}, "AWS_WEB_IDENTITY_TOKEN_FILE"),
+        ({"AWS_ROLE_ARN": "arn:aws:iam::1:role/steps"}, "AWS_WEB_IDENTITY_TOKEN_FILE"),
+        (
+            {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "https://api.coreweave.com/v1/cwobject/x"},
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        ),
+    ],
+)
+def test_workload_identity_gives_a_token_for_object_storage_alone(
+    environment: dict[str, str], variable: str
+) -> None:
+    settings = ClusterSettings(
+        identity_audience="https://coreweave.com/iam", environment=environment
+    )
+    pod = pod_of(manifests.job(SPECS["tokenize"], settings))
+    assert pod["automountServiceAccountToken"] is False
+    (volume,) = [v for v in pod["volumes"] if "projected" in v]
+    (source,) = volume["projected"]["sources"]
+    assert source["serviceAccountToken"]["audience"] == "https://coreweave.com/iam"
+    (container,) = pod["containers"]
+    (mount,) = [m for m in container["volumeMounts"] if m["name"] == volume["name"]]
+    token = f"{mount['mountPath']}/{source['serviceAccountToken']['path']}"
+    found = environment_of(settings, "tokenize")
+    assert {name for name in found if name.endswith("TOKEN_FILE")} == {variable}
+    assert found[variable] == token
+    assert violations_of_restricted(pod) == []
+    kubernetes_validate.validate(
+        manifests.job(SPECS["tokenize"], settings), VERSIONS[-1], strict=True
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -115,26 +211,6 @@ def test_any_name_is_a_label_also_with_an_index(step: str, run_name: str, key: s
 def test_names_of_long_runs_differ_by_their_work() -> None:
     names = {manifests.job_name("finetune", "r" * 60, key * 16) for key in "abc"}
     assert len(names) == 3
-
-
-def test_unknown_settings_are_all_named() -> None:
-    with pytest.raises(ValueError) as refused:
-        settings_of({"queu": "gpus", "xyz": 1})
-    assert str(refused.value).splitlines() == [
-        "queu is not a setting of a cluster. Did you mean queue?",
-        "xyz is not a setting of a cluster.",
-    ]
-
-
-def test_settings_come_from_text_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FINETUNE_CLUSTER", "queue: gpus")
-    assert settings_from_environment() == ClusterSettings(queue="gpus")
-    (tmp_path / "cluster.yaml").write_text("namespace: research\nqueue: gpus\n")
-    monkeypatch.setenv("FINETUNE_CLUSTER", str(tmp_path / "cluster.yaml"))
-    assert settings_from_environment() == ClusterSettings(queue="gpus", namespace="research")
-    monkeypatch.setenv("FINETUNE_CLUSTER", "just words")
-    with pytest.raises(ValueError, match="holds no names and values"):
-        settings_from_environment()
 
 
 def test_root_is_refused() -> None:

@@ -10,10 +10,8 @@ from typing import Any
 import boto3
 import pytest
 
-from flows.parameters import Parameters
 from infra.kubernetes_backend.jobs import KubernetesBackend
-from infra.local_processes import LocalBackend
-from infra.manifests_settings import settings_of
+from infra.local.processes import LocalBackend
 from tasks import configs
 from tasks.following import follow_step
 from tasks.specs import step_spec
@@ -21,8 +19,10 @@ from tests.flows.small_volume import PVC, make_volume
 from tests.kubernetes.conftest import LOOK_SECONDS
 from tests.kubernetes_double.cluster import Cluster
 from tests.object_store import s3_server
-from trainer.events import Event
-from trainer.outcome import Outcome
+from trainer.contract.cluster_settings import ClusterSettings
+from trainer.contract.events import Event
+from trainer.contract.outcome import Outcome
+from trainer.contract.parameters import Parameters
 
 KEYS = {"AWS_ACCESS_KEY_ID": "of-the-secret", "AWS_SECRET_ACCESS_KEY": "hidden"}
 
@@ -84,7 +84,7 @@ def test_a_bucket_with_an_endpoint_and_a_secret_gives_what_a_folder_gives(
     }
     with Cluster(tmp_path / "cluster", {PVC: volume}) as cluster:
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-        backend = KubernetesBackend(settings_of(settings), look_seconds=LOOK_SECONDS)
+        backend = KubernetesBackend(ClusterSettings(**settings), look_seconds=LOOK_SECONDS)
         watcher, made = Lines(), []
         step = threading.Thread(
             target=lambda: made.append(

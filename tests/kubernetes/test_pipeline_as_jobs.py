@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from infra.kubernetes_backend.jobs import KubernetesBackend
-from infra.local_processes import LocalBackend
-from infra.manifests_settings import ClusterSettings
+from infra.local.processes import LocalBackend
 from tasks import configs
 from tests.flows.small_volume import PVC, make_volume
 from tests.kubernetes.job_history import jobs_seen
@@ -21,11 +20,12 @@ from tests.kubernetes.orchestrators import Orchestrators
 from tests.kubernetes.pipeline import REQUEST, STEPS, run_steps, spec_of
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
 from tests.kubernetes_double.cluster import Cluster
-from trainer.errors import EXIT_REFUSED
-from trainer.events import Event
-from trainer.outcome import Outcome
+from trainer.contract.cluster_settings import ClusterSettings
+from trainer.contract.errors import EXIT_REFUSED
+from trainer.contract.events import Event
+from trainer.contract.outcome import Outcome
+from trainer.contract.run_folder import RunFolder
 from trainer.report.times import ledger
-from trainer.run_folder import RunFolder
 
 AWAY = "the cluster does not answer"
 WAIT_SECONDS = 2.0
@@ -125,7 +125,7 @@ def test_evicted_twice_and_the_api_away_the_final_model_is_the_same_bit_for_bit(
     assert [(job.name.split("-")[1], job.num_pods) for job in jobs] == list(
         zip(STEPS, (1, 1, 3), strict=True)
     )
-    assert sum("goes on from step" in line for line in watcher.lines) == 2
+    assert sum("resumes from step" in line for line in watcher.lines) == 2
     assert "the cluster answers again" in watcher.lines
     assert_same_model(volume, undisturbed)
 
@@ -135,7 +135,7 @@ def test_waiting_for_a_machine_and_for_its_image_are_told_apart(
 ) -> None:
     run = RunFolder(tmp_path / PVC, "run")
     run.root.mkdir(parents=True)
-    run.record_path.write_text(json.dumps({"request": REQUEST.request}))
+    run.record_path.write_text(json.dumps({"created": "now", "request": REQUEST.request}))
     with real_cluster(tmp_path, monkeypatch) as cluster:
         cluster.node.pull_seconds = WAIT_SECONDS
         right = dict(cluster.node.labels)

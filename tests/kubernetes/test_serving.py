@@ -17,25 +17,26 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import cli
-from flows.cluster_stop import stop_on_cluster
-from flows.parameters import Parameters
+from flows.cli.cluster_stop import stop_on_cluster
+from flows.cli.main import cli
+from infra.choose_backend import BACKEND_VARIABLE
 from infra.kubernetes_backend.jobs import KubernetesBackend
-from infra.manifests_settings import ClusterSettings
-from infra.place import BACKEND_VARIABLE
-from infra.service_client import Address, NoAnswerError, ask
+from infra.local.service_client import Address, NoAnswerError, ask
 from tasks.cluster_deployment import deploy_on_cluster
 from tasks.following import follow_step
 from tasks.specs import step_spec
 from tests.kubernetes.shipped import MANIFESTS, ORCHESTRATOR
+from tests.kubernetes_double import standard_serving
 from tests.kubernetes_double.api_objects import container_state
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.deletion import delete_pod
 from tests.serving import trained
-from trainer.errors import StepError
-from trainer.outcome import Outcome
-from trainer.run_folder import RunFolder
-from trainer.serving.gate import expected_of, observe, problems
+from trainer.contract.cluster_settings import ClusterSettings
+from trainer.contract.errors import StepError
+from trainer.contract.outcome import Outcome
+from trainer.contract.parameters import Parameters
+from trainer.contract.run_folder import RunFolder
+from trainer.serving.deploy.gate import expected_of, observe, problems
 
 PVC = "finetune-data"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -49,15 +50,19 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return volume
 
 
-@pytest.fixture(scope="module", params=["kserve", "deployment"])
+@pytest.fixture(scope="module", params=["kserve", "standard", "deployment"])
 def cluster(
     request: pytest.FixtureRequest, volume: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    """A guarded cluster with KServe, and one without."""
+    """A guarded cluster with KServe on Knative, one with KServe alone, and one without."""
     folder = tmp_path_factory.mktemp("cluster")
     shutil.rmtree(volume / "town", ignore_errors=True)
     with Cluster(
-        folder, {PVC: volume}, kserve=request.param == "kserve", manifests=MANIFESTS
+        folder,
+        {PVC: volume},
+        kserve=request.param != "deployment",
+        knative=request.param == "kserve",
+        manifests=MANIFESTS,
     ) as running:
         running.node.environment = ENVIRONMENT
         running.node.labels["gpu.nvidia.com/class"] = "RTX_A5000"
@@ -212,7 +217,8 @@ def test_a_service_without_servers_answers_with_its_own_model_whatever_the_run_d
     cluster: Cluster, volume: Path, tmp_path: Path
 ) -> None:
     """The first request starts a server, and is held until it is there."""
-    if not cluster.do(lambda: cluster.store.list("inferenceservices")):
+    found = cluster.do(lambda: cluster.store.list("inferenceservices"))
+    if not found or standard_serving.is_standard(found[0]):
         pytest.skip("a Deployment has always a server")
     cluster.node.minute_seconds = 0.01
     cluster.wait_for(lambda: servers(cluster) == [])

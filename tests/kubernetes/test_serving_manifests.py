@@ -8,15 +8,15 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from infra import manifests_serving
+from infra.kubernetes_backend import manifests_serving
 from infra.kubernetes_backend.inference_services import look_at
 from infra.kubernetes_backend.plain_services import why_not_ready
 from infra.kubernetes_backend.serving import why_given_up
-from infra.manifests_settings import ClusterSettings
-from infra.serving import ServingSpec
+from infra.serving_place import ServingSpec
 from tests.kubernetes.test_manifests import EVERYTHING, GOLDEN, VERSIONS
 from tests.kubernetes_double import kserve_schema
 from tests.kubernetes_double.admission import violations_of_restricted
+from trainer.contract.cluster_settings import ClusterSettings
 
 SPEC = ServingSpec(
     run_name="tales",
@@ -24,10 +24,10 @@ SPEC = ServingSpec(
     model="tales/final",
     model_digest="ab" * 32,
     revision=2,
-    image="finetune-steps:0.1.0",
+    image="finetune-steps:0.2.0",
     config={"trust_remote_code": False},
     figures={"loss": 0.88},
-    region="ORD1",
+    region="US-EAST-01",
     gpu="RTX_A5000",
 )
 BOTH = [ClusterSettings(), EVERYTHING]
@@ -87,7 +87,7 @@ def test_a_server_on_the_cpu_asks_for_no_gpu() -> None:
     cpu = dataclasses.replace(SPEC, gpu="", gpus=0)
     text = yaml.safe_dump(manifests_serving.inference_service(cpu, ClusterSettings()))
     assert "nvidia" not in text
-    assert "ORD1" in text
+    assert "US-EAST-01" in text
 
 
 def test_servers_are_the_same_whatever_their_number_and_loss() -> None:
@@ -169,9 +169,8 @@ def test_servers_that_refuse_or_end_again_and_again_are_given_up() -> None:
         status = {"restartCount": restarts, "state": {"waiting": {}}, "lastState": ended}
         return {"status": {"containerStatuses": [status]}}
 
-    assert why_given_up([pod(1, restarts=1)]) == ""
-    assert (
-        why_given_up([pod(137, restarts=3)]) == "its server ended 3 times, last with exit code 137"
-    )
+    assert why_given_up([pod(1, restarts=1)], "image") == ""
+    again = why_given_up([pod(137, restarts=3)], "image")
+    assert again == "its server ended 3 times, last with exit code 137"
     refused = pod(78, 0, '{"message": "model is not the one that was deployed"}')
-    assert why_given_up([refused]) == "model is not the one that was deployed"
+    assert why_given_up([refused], "image") == "model is not the one that was deployed"

@@ -4,7 +4,6 @@ import dataclasses
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,18 @@ from tasks.following import claimed, follow_step
 from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec, starts
 from tests.kubernetes.orchestrators import ROOT
 from tests.kubernetes_double.cluster import Cluster
-from trainer.errors import StepError
+from trainer.contract.errors import StepError
 
 JOB = "run-finetune-01234567"
 
 
-def without_gpu(**options: Any) -> StepSpec:
-    return dataclasses.replace(spec(**options), resources=Resources())
+def looking(**options: Any) -> StepSpec:
+    return dataclasses.replace(spec(**options), step="fetch", resources=Resources())
 
 
-def a_run_of_the_flow(backend: KubernetesBackend, step: StepSpec, error: str = "") -> None:
+def a_run_of_the_flow(backend: KubernetesBackend, step: StepSpec) -> None:
     with claimed(backend, CLAIM, "run"):
         follow_step(backend, step, [])
-        if error:
-            raise StepError(error)
 
 
 def test_a_training_that_was_done_while_two_orchestrators_were_killed_is_not_asked_for_again(
@@ -41,7 +38,7 @@ def test_a_training_that_was_done_while_two_orchestrators_were_killed_is_not_ask
             "from infra.kubernetes_backend.jobs import KubernetesBackend\n"
             "from tasks.following import claimed\n"
             f"step = StepSpec(step='finetune', run_name='run', volume={CLAIM!r},\n"
-            "    key='0123456789abcdef', config={'until': 'go'}, image='i',\n"
+            "    key='0123456789abcdef', config={'until': 'go'}, image='finetune-steps:0.2.0',\n"
             f"    attempt={attempt!r}, resources=Resources(gpu='A40', gpus=1))\n"
             "backend = KubernetesBackend(look_seconds=0.05)\n"
             f"with claimed(backend, {CLAIM!r}, 'run'):\n"
@@ -76,24 +73,20 @@ def test_after_a_failure_data_is_looked_at_again_but_no_gpu_asked_for(
     backend: KubernetesBackend, cluster: Cluster, volume: Path, attempt: str
 ) -> None:
     trained = spec(attempt="flow-run-1")
-    with pytest.raises(StepError, match="no room"):
-        a_run_of_the_flow(backend, trained, error="no room")
+    with pytest.raises(StepError, match="no room"), claimed(backend, CLAIM, "run"):
+        for step in (looking(attempt="flow-run-1"), trained):
+            follow_step(backend, step, [])
+        raise StepError("no room")
     assert "done already" in backend.submit(dataclasses.replace(trained, attempt=attempt))
-    assert "has failed since" in backend.submit(without_gpu(attempt=attempt))
+    assert "has failed since" in backend.submit(looking(attempt=attempt))
 
 
-def test_what_a_killed_run_saw_of_the_data_stands_for_a_while_alone(
+def test_what_a_killed_run_saw_of_the_data_stands_for_itself_alone(
     backend: KubernetesBackend, cluster: Cluster, volume: Path
 ) -> None:
-    follow(backend, without_gpu(attempt="flow-run-1"))
-    assert "done already" in backend.submit(without_gpu(attempt="flow-run-2"))
-    [job] = cluster.jobs()
-    long_ago = datetime.now(UTC) - timedelta(hours=2)
-    job["status"]["completionTime"] = long_ago.strftime("%Y-%m-%dT%H:%M:%SZ")
-    cluster.do(lambda: cluster.store.update("jobs", job))
-    assert "done already" in backend.submit(spec(attempt="flow-run-2"))
-    assert "done already" in backend.submit(without_gpu(attempt="flow-run-1"))
-    assert "done long ago" in backend.submit(without_gpu(attempt="flow-run-2"))
+    follow(backend, looking(attempt="flow-run-1"))
+    assert "done already" in backend.submit(looking(attempt="flow-run-1"))
+    assert "may have changed since" in backend.submit(looking(attempt="flow-run-2"))
 
 
 def test_a_run_that_is_done_does_not_wait_for_a_cluster_that_went_away(

@@ -11,6 +11,7 @@ import pytest
 from infra.backend import PlaceError, Resources
 from infra.kubernetes_backend import creating
 from infra.kubernetes_backend.jobs import KubernetesBackend
+from tests.images.image import tag_of
 from tests.kubernetes.conftest import backend_with, follow, spec, starts
 from tests.kubernetes_double.cluster import Cluster
 
@@ -46,13 +47,14 @@ def test_a_node_that_waits_is_told_of_while_the_other_runs(
     backend: KubernetesBackend, cluster: Cluster, volume: Path
 ) -> None:
     lines: list[str] = []
+    late = tag_of("orchestrator")  # an image that the cluster comes to have
 
     def refuse_second(what: str, kind: str, pod: Any) -> None:
         if (what, kind) == ("ADDED", "pods") and pod["metadata"]["labels"][INDEX] == "1":
-            pod["spec"]["containers"][0]["image"] = "missing:1"
+            pod["spec"]["containers"][0]["image"] = late
             cluster.store.update("pods", pod)
 
-    cluster.node.missing_images.add("missing:1")
+    cluster.node.missing_images.add(late)
     cluster.do(lambda: cluster.store.listen(refuse_second))
     step = on_two_nodes(until="go")
     backend.submit(step)

@@ -1,6 +1,7 @@
 """What keeps a Job from running is told in the cluster's words; only its end ends the wait."""
 
 import copy
+import dataclasses
 import json
 import threading
 import time
@@ -11,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from infra.backend import StillWaiting
 from infra.kubernetes_backend import watching
 from infra.kubernetes_backend.jobs import KubernetesBackend
-from infra.manifests import RAN_ANNOTATION
+from infra.kubernetes_backend.manifests_job import RAN_ANNOTATION
+from tasks.specs import step_spec
 from tests.kubernetes.conftest import CLAIM, backend_with, follow, spec, starts
 from tests.kubernetes_double.cluster import Cluster
+from trainer.contract.parameters import Parameters
+from trainer.contract.validation import load_parameters
 
 
 def follow_beside(
@@ -52,6 +57,68 @@ def test_no_node_with_such_a_gpu(backend: KubernetesBackend, cluster: Cluster) -
     mended_then_done(backend, cluster, words, lambda: setattr(cluster.node, "gpus", 8))
 
 
+def test_a_long_wait_is_told_again_with_its_reason_and_its_beginning(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "REMIND_SECONDS", 0.5)
+    cluster.node.gpus = 0
+    backend = backend_with(tmp_path, pending_timeout_seconds=7200)
+    thread, lines, _ = follow_beside(backend, spec())
+    [job] = cluster.jobs()
+    began = job["metadata"]["creationTimestamp"][:10]
+    cluster.wait_for(lambda: len([line for line in lines if "still waiting" in line]) >= 2)
+    again = next(line for line in lines if "still waiting" in line)
+    assert isinstance(again, StillWaiting)
+    assert f"still waiting, for 0 minutes (since {began} " in again
+    assert "UTC): Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu" in again
+    assert again.endswith("It is given up after 120 minutes")
+    cluster.node.gpus = 8
+    thread.join()
+
+
+def test_who_adopts_a_waiting_job_tells_since_when_it_waits(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "REMIND_SECONDS", 0.5)
+    cluster.node.gpus = 0
+    backend_with(tmp_path).submit(spec())
+    [job] = cluster.jobs()
+    two_hours_ago = (datetime.now(UTC) - timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    job["metadata"]["creationTimestamp"] = two_hours_ago
+    cluster.do(lambda: cluster.store.update("jobs", job))
+    thread, lines, _ = follow_beside(backend_with(tmp_path), spec())
+    told(cluster, lines, "still waiting, for 120 minutes")
+    cluster.node.gpus = 8
+    thread.join()
+
+
+def test_the_time_that_a_job_had_waited_before_it_was_adopted_counts(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.node.gpus = 0
+    backend_with(tmp_path).submit(spec())
+    [job] = cluster.jobs()
+    two_hours_ago = (datetime.now(UTC) - timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    job["metadata"]["creationTimestamp"] = two_hours_ago
+    cluster.do(lambda: cluster.store.update("jobs", job))
+    end, _ = follow(backend_with(tmp_path, pending_timeout_seconds=3600), spec())
+    assert "no pod had started after 3600 seconds (Unschedulable: " in end.reason
+    assert end.reason.endswith("; given up")
+
+
+def test_a_cluster_without_gpus_runs_what_wants_none(
+    backend: KubernetesBackend, cluster: Cluster
+) -> None:
+    cluster.node.gpus = 0
+    del cluster.node.labels["gpu.nvidia.com/class"]
+    asked = load_parameters(
+        Parameters, {"run_name": "run", "trainer_gpu": "none", "trainer_cores": 1, "trainer_ram": 1}
+    )
+    resources = step_spec(asked.model_dump(), "finetune", {}).resources
+    end, _ = follow(backend, dataclasses.replace(spec(), resources=resources, region=""))
+    assert end.outcome["status"] == "done"
+
+
 def test_no_node_of_that_class(backend: KubernetesBackend, cluster: Cluster) -> None:
     cluster.node.labels["gpu.nvidia.com/class"] = "H100"
     words = "didn't match Pod's node affinity/selector"
@@ -60,8 +127,8 @@ def test_no_node_of_that_class(backend: KubernetesBackend, cluster: Cluster) -> 
 
 
 def test_no_such_image(backend: KubernetesBackend, cluster: Cluster) -> None:
-    cluster.node.missing_images.add("finetune-steps:0.1.0")
-    words = 'ImagePullBackOff: Back-off pulling image "finetune-steps:0.1.0"'
+    cluster.node.missing_images.add("finetune-steps:0.2.0")
+    words = 'ImagePullBackOff: Back-off pulling image "finetune-steps:0.2.0"'
     mended_then_done(backend, cluster, words, cluster.node.missing_images.clear)
 
 
@@ -80,12 +147,11 @@ def test_no_such_claim(backend: KubernetesBackend, cluster: Cluster) -> None:
 
 
 def test_a_quota_that_is_used_up(backend: KubernetesBackend, cluster: Cluster) -> None:
-    cluster.controller.refuses_pods = 'pods "run" is forbidden: exceeded quota: gpus'
+    cluster.rules.refuses_pods = "exceeded quota: gpus"
     thread, lines, ends = follow_beside(backend, spec())
     told(cluster, lines, "FailedCreate: Error creating: pods")
     assert not ends
-    cluster.controller.refuses_pods = ""
-    cluster.do(lambda: cluster.controller._soon("default", "run-finetune-01234567"))
+    cluster.rules.refuses_pods = ""
     thread.join()
     assert ends[0].outcome["status"] == "done"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.terminal import PlainWatcher
+from flows.cli.terminal import PlainWatcher
 from infra.kubernetes_backend.jobs import KubernetesBackend
 from tasks.following import follow_step
 from tests.kubernetes.conftest import backend_with, spec
 from tests.kubernetes_double.cluster import Cluster
 from tests.kubernetes_double.faults import Request
-from trainer.errors import RequestError, StepError
+from trainer.contract.errors import RequestError, StepError
 
 Act = Callable[[Cluster], None]
 JOB = "run-finetune-01234567"
@@ -74,8 +74,10 @@ def cut(cluster: Cluster) -> None:
 
 
 AWAY = [r"the cluster does not answer \(", "the cluster answers again"]
-# An evicted pod is deleted: whoever looks a moment later finds it gone.
-EVICTED = r"ended \((disrupted \(EvictionByEvictionAPI\): Eviction API: evicting|it is gone)\); "
+# An evicted pod is deleted: a moment later it is gone.
+EVICTED = (
+    r"ended \((disrupted \(EvictionByEvictionAPI\): Eviction API: evicting|it is gone)[^)]*\); "
+)
 KILLED = re.escape("ended (out of memory: killed at its limit of 32Gi (raise trainer_ram)); ")
 # What happens, how it is mended, what is said of it, and how often the step is started.
 TROUBLES: dict[str, tuple[Act, Act | None, list[str], int]] = {
@@ -150,7 +152,7 @@ def test_a_step_that_fails_says_what_which_why_where_and_what_to_do(
         "    loading weights",
         f"The whole log: kubectl -n default logs --tail=-1 --prefix "
         f"-l batch.kubernetes.io/job-name={JOB}",
-        "Run it again to go on from what is done.",
+        "Correct the cause and run it again: it resumes from what is done.",
     ]
 
 
@@ -171,3 +173,32 @@ def test_what_a_step_refuses_is_told_with_where_it_was_found(
         f"-l batch.kubernetes.io/job-name={JOB}",
         "Mend it and run the same again.",
     ]
+
+
+def test_a_step_that_crashes_again_and_again_and_is_stopped_is_told_of_its_crash(
+    backend: KubernetesBackend, cluster: Cluster
+) -> None:
+    # The pod that would replace the second waits: long enough to be stopped meanwhile.
+    cluster.controller._backoff_seconds = 60.0
+
+    def looks() -> int:
+        return sum(
+            (asked.verb, asked.resource) == ("list", "pods") for asked in cluster.faults.seen
+        )
+
+    def stop() -> None:
+        cluster.wait_for(lambda: cluster.jobs() and cluster.jobs()[0]["status"].get("failed", 0))
+        before = looks()
+        cluster.wait_for(lambda: looks() >= before + 2)  # the first may have come too early
+        for pod in cluster.pods():
+            assert pod["status"]["phase"] == "Failed"
+        backend.stop("finetune-data", "run")
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(StepError) as raised:
+        follow_step(backend, spec(exit_codes=[1], leaves_nothing=True), [])
+    thread.join()
+    head = str(raised.value).splitlines()[0]
+    assert re.search(r"failed: .*pods? failed.*\(exit code 1\); stopped: Job .* was deleted", head)
+    assert "Run it again to resume" not in str(raised.value)

@@ -81,6 +81,23 @@ def conflict(kind: str, name: str, why: str) -> RefusedError:
     return RefusedError(409, "Conflict", words, details_of(kind, name))
 
 
+def unmet_precondition(kind: str, metadata: Object, field: str, wanted: str) -> RefusedError:
+    """A deletion of what is not as it was: its details name the kind, not the resource."""
+    shown, what = ("UID", "deleted and then recreated")
+    if field == "resourceVersion":
+        shown, what = "ResourceVersion", "modified"
+    group, kind_name = KINDS[kind]
+    of_group = group.rpartition("/")[0]
+    known = "the UID in record" if shown == "UID" else "the ResourceVersion in record"
+    words = (
+        f"Operation cannot be fulfilled on {kind_name}{of_group and f'.{of_group}'} "
+        f'"{metadata["name"]}": the {shown} in the precondition ({wanted}) does not match '
+        f"{known} ({metadata.get(field)}). The object might have been {what}"
+    )
+    details = {**details_of(kind, metadata["name"]), "kind": kind_name}
+    return RefusedError(409, "Conflict", words, details)
+
+
 def complete_job(job: Object) -> None:
     """Give the Job its uid, selector, labels and defaults."""
     uid, name = str(uuid.uuid4()), job["metadata"]["name"]

@@ -6,6 +6,8 @@ time; what touches objects goes through `do`, in the cluster's own event loop.
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from tests.kubernetes_double.events import Events
 from tests.kubernetes_double.faults import TOKEN, Faults
 from tests.kubernetes_double.job_controller import JobController
 from tests.kubernetes_double.kubelet import Kubelet, Node
+from tests.kubernetes_double.namespace_rules import NamespaceRules
 from tests.kubernetes_double.permissions import Permissions, token_of
 from tests.kubernetes_double.server import Server
 from tests.kubernetes_double.serving import ServingControllers
@@ -38,6 +41,7 @@ class Cluster:
         backoff_seconds: Before the first Pod that replaces a failed one (real: 10).
         port: 0 takes a free one.
         kserve: Whether KServe is installed.
+        knative: Whether KServe has Knative; without it an InferenceService is in Standard mode.
         manifests: Applied to the namespace. With any, it is as strict as it can be: every field
             is validated, Pod Security is "restricted", and service accounts have these rights.
     """
@@ -50,15 +54,17 @@ class Cluster:
         backoff_seconds: float = 0.05,
         port: int = 0,
         kserve: bool = True,
+        knative: bool = True,
         manifests: Sequence[Object] = (),
     ) -> None:
         self.folder = folder
         self.volumes = volumes or {}
         self.faults = Faults()
+        self.rules = NamespaceRules(restricted=bool(manifests))
         self.node = Node()
         self.store: Store
         self._backoff_seconds = backoff_seconds
-        self._kserve = kserve
+        self._kserve, self._knative = kserve, knative
         self._guarded = bool(manifests)
         self._permissions = Permissions(manifests)
         self.faults.permits = self._permissions.allow
@@ -78,7 +84,8 @@ class Cluster:
         self.kubeconfig = self.folder / "kubeconfig"
         self.write_kubeconfig()
         for account in self._permissions.accounts:
-            path = self.folder / f"kubeconfig-{account}"
+            path = self.folder / "accounts" / f"kubeconfig-{account}"
+            path.parent.mkdir(exist_ok=True)
             self.node.kubeconfigs[account] = self.write_kubeconfig(token_of(account), path=path)
         return self
 
@@ -88,9 +95,10 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # its loop has ended by a failure, which is raised
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        if self._failure and kind is None:
+        if self._failure:
             raise self._failure
 
     def write_kubeconfig(self, token: str = TOKEN, *, path: Path | None = None) -> Path:
@@ -168,20 +176,23 @@ class Cluster:
             asyncio.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
             self._failure = error
+            is_started = self._ready.is_set()
             self._ready.set()
+            # What is tested would wait for this API for ever. The test ends now, as by its timeout.
+            if is_started and callable(signal.getsignal(signal.SIGALRM)):
+                os.kill(os.getpid(), signal.SIGALRM)
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self.store = Store()
         events = Events(self.store)
-        self.controller = JobController(self.store, events, self._backoff_seconds)
-        self.controller.restricted = self._guarded
+        self.controller = JobController(self.store, events, self._backoff_seconds, self.rules)
         pods = self.folder / "pods"
         self.kubelet = Kubelet(self.store, events, self.node, pods, self.volumes)
         for claim in self.volumes:
             self.store.create("persistentvolumeclaims", NAMESPACE, {"metadata": {"name": claim}})
-        server = Server(self.store, self.kubelet, self.faults, strict=self._guarded)
-        app = server.app(kserve=self._kserve)
+        server = Server(self.store, self.kubelet, self.faults, self.rules, strict=self._guarded)
+        app = server.app(kserve=self._kserve, knative=self._knative)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)
@@ -189,7 +200,8 @@ class Cluster:
         assert site._server is not None
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
         self._ready.set()
-        serving = asyncio.create_task(ServingControllers(self.store, self.kubelet, self.node).run())
+        controllers = ServingControllers(self.store, self.kubelet, self.node, knative=self._knative)
+        serving = asyncio.create_task(controllers.run())
         try:
             await asyncio.wait(
                 {serving, asyncio.create_task(self._stop.wait())},

@@ -1,4 +1,9 @@
-"""A container as a local process: its mounts are folders, its output a log with time stamps."""
+"""A container as a local process: its mounts are folders, its output a log with time stamps.
+
+Its process runs in the environment of its image, made from the image's Dockerfile, with a root
+of its own. Only a stand-in for the trainer runs on this machine as it is: there its mount paths
+are rewritten.
+"""
 
 import asyncio
 import contextlib
@@ -6,7 +11,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,11 +19,17 @@ from typing import Any
 
 import psutil
 
-from flows.embedded_server import free_port
+from flows.cli.prefect_server import free_port
+from tests.images.image import Image
+from tests.images.sandbox import Mount
 from tests.kubernetes_double.store import Object
 
-TERMINATION_VARIABLE = "FINETUNE_TERMINATION_PATH"
+TERMINATION_VARIABLE = "FINETUNE_TERMINATION_PATH"  # of stand-ins
+TERMINATION_LOG = "/dev/termination-log"
+MARK_VARIABLE = "CONTAINER_MARK"  # its processes are found by
+ACCOUNT_FOLDER = "/var/run/secrets/accounts"
 LINE_LIMIT = 1 << 24
+TRAINER = ["python", "-m", "trainer"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,7 +40,7 @@ class Container:
         pod: As the node got it.
         folder: For its log, its own files and its termination message.
         volumes: Folder of each claim.
-        entrypoint: Command in place of `python -m trainer`, for stand-ins.
+        entrypoint: Of a stand-in: its command in place of `python -m trainer`.
         hosts: Addresses of the cluster's names.
     """
 
@@ -45,8 +55,7 @@ class Container:
         self.log = folder / "log"
         self.killed_for = ""  # "OOMKilled": what the terminated state gives as reason
         self._pod, self._folder, self._volumes = pod, folder, volumes
-        self._entrypoint = entrypoint or [sys.executable, "-m", "trainer"]
-        self._hosts = hosts or {}
+        self._entrypoint, self._hosts = entrypoint, hosts or {}
         self.port: int | None = None  # where it is to listen, if its spec has a port
         self._termination = folder / "termination"
         self._process: asyncio.subprocess.Process | None = None
@@ -57,21 +66,28 @@ class Container:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._mounts(self._pod["spec"]["containers"][0])
 
-    async def start(self, node_environment: Mapping[str, str]) -> None:
+    async def start(self, node_environment: Mapping[str, str], image: Image | None = None) -> None:
         """Start its process.
 
         Args:
             node_environment: Variables that it gets over its own.
+            image: What it runs in, if it is not a stand-in.
         """
         self.log.touch()
         spec = self._pod["spec"]["containers"][0]
         mounts = self._mounts(spec)
         if spec.get("ports"):
             self.port = free_port()
-        command = [*spec.get("command", []), *spec.get("args", [])]
-        command = [self._rewritten(part, mounts) for part in command]
-        if command[:3] == ["python", "-m", "trainer"]:
-            command = [*self._entrypoint, *command[3:]]
+        words = [*spec.get("command", []), *spec.get("args", [])]
+        if image is not None:
+            command, environment = self._in_image(image, words, mounts, node_environment)
+        else:
+            assert self._entrypoint is not None
+            words = [self._rewritten(part, mounts) for part in words]
+            is_trainer = words[: len(TRAINER)] == TRAINER
+            command = [*self._entrypoint, *words[len(TRAINER) :]] if is_trainer else words
+            own = {"PATH": os.environ["PATH"], TERMINATION_VARIABLE: str(self._termination)}
+            environment = {**self._environment(spec, mounts), **own, **node_environment}
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -79,9 +95,74 @@ class Container:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             cwd=ROOT,
-            env={**self._environment(spec, mounts), **node_environment},
+            env={**environment, MARK_VARIABLE: str(self._termination)},
             limit=LINE_LIMIT,
         )
+
+    def _in_image(
+        self,
+        image: Image,
+        words: list[str],
+        mounts: Mapping[str, Path],
+        node_environment: Mapping[str, str],
+    ) -> tuple[list[str], dict[str, str]]:
+        """The command line and the variables of a process in the image."""
+        spec = self._pod["spec"]["containers"][0]
+        seen = {path: Mount(source=folder) for path, folder in mounts.items()}
+        for mount in spec.get("volumeMounts", []):
+            if self._is_read_only(mount):
+                seen[mount["mountPath"]] = Mount(source=mounts[mount["mountPath"]], writable=False)
+        self._termination.touch()
+        self._termination.chmod(0o666)
+        seen[TERMINATION_LOG] = Mount(source=self._termination)
+        given = dict(node_environment)
+        if "KUBECONFIG" in given:
+            path = Path(given["KUBECONFIG"])
+            seen[ACCOUNT_FOLDER] = Mount(source=path.parent, writable=False)
+            given["KUBECONFIG"] = f"{ACCOUNT_FOLDER}/{path.name}"
+        own = self._own_address()
+        words = [own.get(word, word.replace("$$", "$")) for word in words]
+        command = image.command(
+            [_rewritten(word, self._hosts) for word in words],
+            mounts=seen,
+            user=self._user(),
+        )
+        return command, {**image.environment, **self._environment(spec, {}), **given}
+
+    def _own_address(self) -> dict[str, str]:
+        """What a command listens at here: every Pod is on this one machine."""
+        ports = self._pod["spec"]["containers"][0].get("ports", [])
+        return {
+            "0.0.0.0": "127.0.0.1",
+            **{str(p["containerPort"]): str(self.port) for p in ports},
+        }
+
+    def _user(self) -> str:
+        """`uid:gid` that its pod asks for; empty: the image's own."""
+        spec = self._pod["spec"]
+        security = {
+            **spec.get("securityContext", {}),
+            **spec["containers"][0].get("securityContext", {}),
+        }
+        if "runAsUser" not in security:
+            return ""
+        return f"{security['runAsUser']}:{security.get('fsGroup', security['runAsUser'])}"
+
+    def _give_to_group(self, folder: Path) -> None:
+        """Let the pod's fsGroup write to a claim, as the kubelet does when it mounts it."""
+        group = self._pod["spec"].get("securityContext", {}).get("fsGroup")
+        if group is None or os.geteuid() != 0:
+            return
+        for path in (folder, *folder.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # the run's own, moved meanwhile
+                if not path.is_symlink():
+                    os.chown(path, -1, group)
+                    path.chmod(path.stat().st_mode | (0o2770 if path.is_dir() else 0o660))
+
+    def _is_read_only(self, mount: Object) -> bool:
+        [volume] = [v for v in self._pod["spec"]["volumes"] if v["name"] == mount["name"]]
+        claim = volume.get("persistentVolumeClaim", {})
+        return bool(mount.get("readOnly") or claim.get("readOnly"))
 
     @property
     def pid(self) -> int:
@@ -148,15 +229,19 @@ class Container:
             if "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 folder = self._volumes[claim] / mount.get("subPath", "")
+                folder.mkdir(parents=True, exist_ok=True)  # the kubelet makes a subPath, too
+                if self._entrypoint is None and not self._is_read_only(mount):
+                    self._give_to_group(folder)
             else:
                 folder = self._folder / "volumes" / mount["name"]
-            folder.mkdir(parents=True, exist_ok=True)  # the kubelet makes a subPath, too
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o777)  # as the kubelet makes what is the pod's own
             mounts[mount["mountPath"]] = folder
         for mount in spec.get("volumeMounts", []):
             for item in volumes[mount["name"]].get("downwardAPI", {}).get("items", []):
                 text = _field(self._pod, item["fieldRef"]["fieldPath"])
                 path = mounts[mount["mountPath"]] / item["path"]
-                path.write_text(self._rewritten(text, mounts))
+                path.write_text(self._rewritten(text, {} if self._entrypoint is None else mounts))
                 if not (path.parent / "..data").is_symlink():
                     (path.parent / "..data").symlink_to(".")
         return mounts
@@ -169,10 +254,11 @@ class Container:
                 given[variable["name"]] = _field(self._pod, source["fieldRef"]["fieldPath"])
             elif "value" in variable:
                 given[variable["name"]] = self._rewritten(variable["value"], mounts)
-        here = {"PATH": os.environ["PATH"], TERMINATION_VARIABLE: str(self._termination)}
+        # The tests' own choice: an exam takes ten seconds for each model.
+        given |= {k: v for k, v in os.environ.items() if k == "FINETUNE_EXAMS"}
         if self.port is not None:
-            here["PORT"] = str(self.port)  # as Knative does; every Pod is on this one machine
-        return {**given, **here}
+            given["PORT"] = str(self.port)  # as Knative does; every Pod is on this one machine
+        return given
 
     def _rewritten(self, text: str, mounts: Mapping[str, Path]) -> str:
         return _rewritten(text, {**mounts, **self._hosts})

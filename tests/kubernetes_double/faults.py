@@ -15,8 +15,16 @@ from aiohttp import web
 from tests.kubernetes_double.admission import RefusedError
 
 TOKEN = "test-token"
-SUBRESOURCE = re.compile(r"/namespaces/[^/]+/([a-z]+)/[^/]+/([a-z]+)$")
+SUBRESOURCE = re.compile(r"/namespaces/[^/]+/([a-z]+)/([^/]+)/([a-z]+)$")
 VERBS = {"GET": "get", "POST": "create", "DELETE": "delete", "PATCH": "patch", "PUT": "update"}
+
+
+FILLING = "caches are filling"
+TOO_MANY = "Too many requests, please try again later.\n"
+
+
+class TextAnswerError(RefusedError):
+    """A refusal whose body is text: what looks after priority and fairness writes no Status."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Request:
         group = path.split("/")[2] if path.startswith("/apis/") else ""
         if found := SUBRESOURCE.search(path):
             namespace = request.match_info.get("namespace", "")
-            return cls(verb, f"{found[1]}/{found[2]}", group, namespace)
+            return cls(verb, f"{found[1]}/{found[3]}", group, namespace, found[2])
         kind = request.match_info.get("kind", "")
         name = request.match_info.get("name", "")
         if verb == "get" and kind and not name:
@@ -87,6 +95,10 @@ class Faults:
         self._refusals.append(refusal)
         return refusal
 
+    def fill_caches(self, *, verb: str = "", resource: str = "", times: int = 1) -> Refusal:
+        """Answer as an API server whose authorization caches are filling: with a true 403."""
+        return self.refuse(403, FILLING, verb=verb, resource=resource, times=times)
+
     async def before(self, asked: Request, request: web.Request) -> None:
         """Raise RefusedError where the request is not to be answered as usual."""
         if self.down:
@@ -106,11 +118,15 @@ class Faults:
             suits = refusal.verb in ("", asked.verb) and refusal.resource in ("", asked.resource)
             if suits and refusal.times > 0:
                 refusal.times -= 1
+                if refusal.reason == FILLING:
+                    raise forbidden(asked)
+                if refusal.reason == TOO_MANY:
+                    raise TextAnswerError(429, "", TOO_MANY)
                 raise RefusedError(refusal.code, refusal.reason, refusal.message)
         self._check_rights(token, asked)
 
     def also(self, asked: Request, request: web.Request) -> None:
-        """What a request asks for besides: whoever applies what is not there creates it."""
+        """What a request asks for besides: an apply of what is not there creates it."""
         self.seen.append(asked)
         self._check_rights(request.headers.get("Authorization", "").removeprefix("Bearer "), asked)
 
@@ -174,11 +190,14 @@ class Faults:
 def forbidden(asked: Request) -> RefusedError:
     """What RBAC answers."""
     where = f'in API group "{asked.group}" in the namespace "{asked.namespace}"'
-    qualified = f"{asked.resource}.{asked.group}" if asked.group else asked.resource
+    kind = asked.resource.partition("/")[0]
+    qualified = f"{kind}.{asked.group}" if asked.group else kind
     named = f' "{asked.name}"' if asked.name else ""
     words = (
         f'{qualified}{named} is forbidden: User "system:serviceaccount:default:default" cannot '
         f'{asked.verb} resource "{asked.resource}" {where}'
     )
-    details = {"kind": asked.resource} | ({"group": asked.group} if asked.group else {})
+    details = {"kind": kind}
+    details |= {"group": asked.group} if asked.group else {}
+    details |= {"name": asked.name} if asked.name else {}
     return RefusedError(403, "Forbidden", words, details)

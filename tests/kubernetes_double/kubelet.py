@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.images.image import NAMES, Image, shipped_images, tag_of
 from tests.kubernetes_double import pod_status
-from tests.kubernetes_double.container import Container
+from tests.kubernetes_double.container import TRAINER, Container
 from tests.kubernetes_double.deletion import delete_pod, remove_when_free
 from tests.kubernetes_double.events import Events
 from tests.kubernetes_double.pod_secrets import missing_secret, variables_of
@@ -28,17 +29,25 @@ class Node:
     labels: dict[str, str] = field(
         default_factory=lambda: {
             "gpu.nvidia.com/class": "A40",
-            "topology.kubernetes.io/region": "ORD1",
+            "topology.kubernetes.io/region": "US-EAST-01",
         }
     )
+    # By name; None: those that `make images` builds. One that is None is this machine as it is.
+    images: Mapping[str, Image | None] | None = None
     missing_images: set[str] = field(default_factory=set)
     pull_seconds: float = 0.0  # what an image takes to come
     minute_seconds: float = 60.0  # what a minute of a service that nobody asks takes
     mount_failure: str = ""  # the words with which no volume can be mounted
-    entrypoint: list[str] | None = None  # in place of `python -m trainer`
+    # Of stand-ins: this command in place of `python -m trainer`, on this machine as it is.
+    entrypoint: list[str] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)  # addresses of the cluster's names
     kubeconfigs: dict[str, Path] = field(default_factory=dict)  # of service accounts
+
+    def lacks(self, image: str) -> bool:
+        """Whether no registry has an image of that name."""
+        known = map(tag_of, NAMES) if self.images is None else self.images
+        return image in self.missing_images or image not in set(known)
 
 
 class _DeletedError(Exception):
@@ -127,7 +136,10 @@ class Kubelet:
             self._set_status(pod, pod_status.unschedulable(reason))
             self._events.tell(pod, "Warning", "FailedScheduling", reason, "default-scheduler")
             await self._hold(pod, lambda: not self._unschedulable(pod))
-        pod = self._current(pod) or pod
+        current = self._current(pod)
+        if current is None:  # deleted before any node had it
+            raise _DeletedError
+        pod = current
         pod["spec"]["nodeName"] = pod_status.NODE
         pod = self._set_status(pod, pod_status.scheduled())
         place = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
@@ -142,17 +154,17 @@ class Kubelet:
             self._events.tell(pod, "Warning", "FailedMount", words, "kubelet")
             await self._hold(pod, lambda: not self._node.mount_failure)
         uid = pod["metadata"]["uid"]
-        container = Container(
-            pod, self._folder / uid, self._volumes, self._node.entrypoint, self._node.hosts
-        )
+        stand_in = self._stand_in_for(pod)
+        container = Container(pod, self._folder / uid, self._volumes, stand_in, self._node.hosts)
         container.mount()
         await self._pull(pod)
+        image = await self._image_of(pod) if stand_in is None else None
         if words := missing_secret(self._store, pod):
             self._set_status(pod, pod_status.waiting(pod, "CreateContainerConfigError", words))
             self._events.tell(pod, "Warning", "Failed", f"Error: {words}", "kubelet")
             await self._hold(pod, lambda: not missing_secret(self._store, pod))
         pod = self._set_status(pod, pod_status.waiting(pod, "ContainerCreating"))
-        await container.start(self._environment(pod))
+        await container.start(self._environment(pod), image)
         self.containers[uid] = container
         self._events.tell(pod, "Normal", "Created", "Container created", "kubelet")
         current = self._current(pod) or pod
@@ -167,10 +179,23 @@ class Kubelet:
             return environment
         return {**environment, "KUBECONFIG": str(kubeconfig)}
 
+    def _stand_in_for(self, pod: Object) -> list[str] | None:
+        """What its trainer is replaced by on this machine; None: it runs in its image."""
+        image, images = pod["spec"]["containers"][0]["image"], self._node.images or {}
+        if image in images and images[image] is None:
+            return []
+        return self._node.entrypoint if _is_trainer(pod) else None
+
+    async def _image_of(self, pod: Object) -> Image | None:
+        images = self._node.images
+        if images is None:
+            images = self._node.images = await asyncio.to_thread(shipped_images)
+        return images[pod["spec"]["containers"][0]["image"]]
+
     async def _pull(self, pod: Object) -> None:
         container = pod["spec"]["containers"][0]
         image = container["image"]
-        if image in self._node.missing_images:
+        if self._node.lacks(image):
             await self._miss(pod, container, image)
         await asyncio.sleep(self._node.pull_seconds)
         words = f'Container image "{image}" already present on machine'
@@ -187,7 +212,7 @@ class Kubelet:
         self._set_status(pod, pod_status.waiting(pod, reason, words))
         self._events.tell(pod, "Warning", reason, words, "kubelet")
         self._events.tell(pod, "Warning", "Failed", f"Error: {reason}", "kubelet")
-        await self._hold(pod, lambda: image not in self._node.missing_images)
+        await self._hold(pod, lambda: not self._node.lacks(image))
 
     async def _hold(self, pod: Object, ready: Callable[[], bool]) -> None:
         """Wait until `ready()`, or raise _DeletedError when the Pod is to go."""
@@ -283,10 +308,14 @@ class Kubelet:
         return self._store.update("pods", current)
 
 
+def _is_trainer(pod: Object) -> bool:
+    return pod["spec"]["containers"][0].get("command", [])[: len(TRAINER)] == TRAINER
+
+
 def _has_hook(pod: Object) -> bool:
     """Whether it is told to stop a while after it was deleted, when nobody is sent to it any more.
 
-    Knative gives its containers a hook that waits for the requests under way.
+    Knative gives its containers a hook that waits for the requests running.
     """
     of_knative = "serving.knative.dev/revision" in pod["metadata"].get("labels", {})
     return of_knative or "preStop" in pod["spec"]["containers"][0].get("lifecycle", {})

@@ -37,7 +37,7 @@ class Permissions:
         return {token_of(account) for account in self._rules}
 
     def allow(self, token: str, asked: Request) -> bool:
-        """Whether who has this token may do that; whoever is no service account may."""
+        """Whether the account of this token may do that; others than service accounts may."""
         if token not in self.tokens:
             return True
         return any(

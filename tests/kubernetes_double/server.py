@@ -22,11 +22,13 @@ from tests.kubernetes_double.api_objects import (
     qualified,
     selector,
     status_of,
+    unmet_precondition,
     without,
 )
 from tests.kubernetes_double.deletion import delete
-from tests.kubernetes_double.faults import Faults, Request
+from tests.kubernetes_double.faults import Faults, Request, TextAnswerError
 from tests.kubernetes_double.kubelet import Kubelet
+from tests.kubernetes_double.namespace_rules import NamespaceRules
 from tests.kubernetes_double.store import KINDS, Object, Store, generated_suffix
 from tests.kubernetes_double.streams import Streams
 
@@ -40,23 +42,29 @@ class Server:
         strict: Validate every object as if `fieldValidation=Strict` had been asked for.
     """
 
-    def __init__(self, store: Store, kubelet: Kubelet, faults: Faults, *, strict: bool) -> None:
-        self._store, self._faults = store, faults
+    def __init__(
+        self, store: Store, kubelet: Kubelet, faults: Faults, rules: NamespaceRules, *, strict: bool
+    ) -> None:
+        self._store, self._faults, self._rules = store, faults, rules
         self._streams = Streams(store, kubelet, faults)
         self._strict = strict
         self._applied: dict[tuple[str, str, str, str], Object] = {}
 
-    def app(self, *, kserve: bool) -> web.Application:
+    def app(self, *, kserve: bool, knative: bool) -> web.Application:
         app = web.Application(middlewares=[self._answer], client_max_size=4 << 20)
         app.router.add_get("/version", self._version)
-        groups = ["/api/v1", "/apis/batch/v1", "/apis/apps/v1"]
-        for root in [*groups, *(["/apis/serving.kserve.io/v1beta1"] if kserve else [])]:
+        self._groups_there = ["batch/v1", "apps/v1"]
+        self._groups_there += ["serving.kserve.io/v1beta1"] if kserve else []
+        for root in ("/api/v1", *(f"/apis/{group}" for group in self._groups_there)):
             app.router.add_get(root, self._resources)
             app.router.add_route("*", root + "/{kind}", self._collection)
             app.router.add_route("*", root + "/namespaces/{namespace}/{kind}", self._collection)
             named = root + "/namespaces/{namespace}/{kind}/{name}"
             app.router.add_get(named + "/log", self._streams.log)
             app.router.add_route("*", named, self._object)
+        if kserve and knative:
+            self._groups_there.append("serving.knative.dev/v1")
+            app.router.add_get("/apis/serving.knative.dev/v1", self._resources)
         reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         app.router.add_post(reviews, self._review_access)
         app.router.add_get("/api", self._versions)
@@ -74,6 +82,9 @@ class Server:
             answer = await handler(request)
             self._faults.after(asked)
             return answer
+        except TextAnswerError as refused:
+            headers = {"Retry-After": "1"}
+            return web.Response(status=refused.code, text=refused.message, headers=headers)
         except RefusedError as refused:
             return web.json_response(status_of(refused), status=refused.code)
         except web.HTTPNotFound:
@@ -91,9 +102,12 @@ class Server:
         return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
 
     async def _groups(self, request: web.Request) -> web.Response:
-        version = {"groupVersion": "batch/v1", "version": "v1"}
-        group = {"name": "batch", "versions": [version], "preferredVersion": version}
-        return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]})
+        groups = []
+        for path in self._groups_there:
+            name, version = path.split("/")
+            found = {"groupVersion": path, "version": version}
+            groups.append({"name": name, "versions": [found], "preferredVersion": found})
+        return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 
     async def _resources(self, request: web.Request) -> web.Response:
         group = request.path.removeprefix("/apis/").removeprefix("/api/")
@@ -147,6 +161,7 @@ class Server:
         if not metadata.get("name"):
             metadata["name"] = metadata["generateName"] + generated_suffix()
         name = metadata["name"]
+        self._rules.check(self._store, kind, namespace, given)
         if self._store.get(kind, namespace, name) is not None:
             details = details_of(kind, name)
             words = f'{qualified(kind)} "{name}" already exists'
@@ -174,10 +189,7 @@ class Server:
         metadata = found["metadata"]
         for field, wanted in options.get("preconditions", {}).items():
             if metadata.get(field) != wanted:
-                shown = field.replace("uid", "UID")
-                words = f"{shown} in precondition: {wanted}, {shown} in object meta"
-                words = f"Precondition failed: {words}: {metadata.get(field)}"
-                raise conflict(kind, metadata["name"], words)
+                raise unmet_precondition(kind, metadata, field, wanted)
         query = request.query
         policy = options.get("propagationPolicy") or query.get("propagationPolicy") or BACKGROUND
         grace = options.get("gracePeriodSeconds", query.get("gracePeriodSeconds"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.kubernetes_double import standard_serving
 from tests.kubernetes_double.admission import violations_of_restricted
 from tests.kubernetes_double.api_objects import container_state
 from tests.kubernetes_double.deletion import delete
@@ -24,7 +25,11 @@ from tests.kubernetes_double.store import Object, Store, generated_suffix
 
 LOOK_SECONDS = 0.05
 MODEL_FOLDER = "/mnt/models"
-OF_KNATIVE = ("minReplicas", "maxReplicas", "canaryTrafficPercent", "timeout")
+# Of a predictor, what is no part of its pod's spec.
+OF_KNATIVE = (
+    *("minReplicas", "maxReplicas", "canaryTrafficPercent", "timeout"),
+    *("name", "labels", "annotations"),
+)
 
 
 Target = Callable[[], AbstractAsyncContextManager[int | None]]
@@ -73,8 +78,9 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class ServingControllers:
     """Look at every service again and again, and make what should be."""
 
-    def __init__(self, store: Store, kubelet: Kubelet, node: Node) -> None:
+    def __init__(self, store: Store, kubelet: Kubelet, node: Node, *, knative: bool = True) -> None:
         self._store, self._kubelet, self._node = store, kubelet, node
+        self._knative, self._standard = knative, standard_serving.StandardMode(store)
         self._revisions: dict[str, list[Object]] = {}  # templates, by the service's uid
         self._latest_ready: dict[str, str] = {}  # revision
         self._rolled_out: dict[str, str] = {}  # revision that has the traffic
@@ -94,7 +100,10 @@ class ServingControllers:
     async def look(self, session: aiohttp.ClientSession) -> None:
         """Bring every service a step nearer to what it should be."""
         for found in self._still_there("inferenceservices"):
-            await self._inference_service(found, session)
+            if standard_serving.is_standard(found):
+                await self._in_standard_mode(found)
+            elif self._knative:
+                await self._inference_service(found, session)
         for found in self._still_there("deployments"):
             await self._deployment(found, session)
         for found in self._still_there("services"):
@@ -113,7 +122,8 @@ class ServingControllers:
     async def _inference_service(self, found: Object, session: aiohttp.ClientSession) -> None:
         metadata, predictor = found["metadata"], found["spec"]["predictor"]
         spec = {key: value for key, value in predictor.items() if key not in OF_KNATIVE}
-        template = {"spec": spec, "annotations": metadata["annotations"]}
+        labels = predictor.get("labels", {})
+        template = {"spec": spec, "labels": labels, "annotations": metadata["annotations"]}
         revisions = self._revisions.setdefault(metadata["uid"], [])
         if not revisions or revisions[-1] != template:
             revisions.append(copy.deepcopy(template))
@@ -150,6 +160,22 @@ class ServingControllers:
             status["components"]["predictor"]["traffic"] = traffic
         self._set_status("inferenceservices", found, status)
 
+    async def _in_standard_mode(self, found: Object) -> None:
+        metadata = found["metadata"]
+        name, status = self._standard.reconcile(found, _with_model)
+        self._rolled_out[metadata["uid"]] = name
+
+        @asynccontextmanager
+        async def target() -> AsyncIterator[int | None]:
+            app = {"app": f"isvc.{self._rolled_out[metadata['uid']]}"}
+            yield self._port_of(metadata["namespace"], app)
+
+        port = await self._address(metadata["uid"], target)
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status["conditions"])
+        if ready or "url" in found.get("status", {}):
+            status["url"] = f"http://127.0.0.1:{port}"
+        self._set_status("inferenceservices", found, status)
+
     def _scale(self, found: Object, name: str, revision: Object) -> None:
         """Have the revision's Pod, made from what the revision says, or none."""
         metadata, predictor = found["metadata"], found["spec"]["predictor"]
@@ -158,7 +184,7 @@ class ServingControllers:
             if pod and "deletionTimestamp" not in pod["metadata"]:
                 delete(self._store, "pods", pod, "Background", None)
         elif pod is None:
-            labels = {"serving.kserve.io/inferenceservice": metadata["name"]}
+            labels = {"serving.kserve.io/inferenceservice": metadata["name"], **revision["labels"]}
             labels["serving.knative.dev/revision"] = name
             self._make_pod(found, name, labels, _with_model(revision["spec"]))
 
@@ -201,15 +227,14 @@ class ServingControllers:
 
         def one_of_its_pods() -> int | None:
             now = self._store.get("services", metadata["namespace"], metadata["name"])
-            wanted = now["spec"]["selector"].items() if now else {("no", "pod")}
-            for pod in self._store.list("pods", metadata["namespace"]):
-                gone = "deletionTimestamp" in pod["metadata"]
-                if not gone and wanted <= pod["metadata"].get("labels", {}).items():
-                    return self._port(pod)
-            return None
+            selector = now["spec"]["selector"] if now else {"no": "pod"}
+            return self._port_of(metadata["namespace"], selector)
 
         port = await self._address(metadata["uid"], target)
-        self._node.hosts[f"{metadata['name']}.{metadata['namespace']}.svc"] = f"127.0.0.1:{port}"
+        name, address = metadata["name"], f"127.0.0.1:{port}"
+        self._node.hosts[f"{name}.{metadata['namespace']}.svc"] = address
+        for served in found["spec"].get("ports", []):
+            self._node.hosts[f"{name}:{served['port']}"] = address
 
     # --- what both need -----------------------------------------------------------------
 
@@ -229,6 +254,14 @@ class ServingControllers:
         }
         self._store.create("pods", metadata["namespace"], pod)
 
+    def _port_of(self, namespace: str, selector: Object) -> int | None:
+        """The port of a pod with those labels that is not being deleted."""
+        for pod in self._store.list("pods", namespace):
+            gone = "deletionTimestamp" in pod["metadata"]
+            if not gone and selector.items() <= pod["metadata"].get("labels", {}).items():
+                return self._port(pod)
+        return None
+
     def _owned(self, owner: Object) -> list[Object]:
         owned = [obj for kind, obj in self._store.owned(owner) if kind == "pods"]
         return [pod for pod in owned if "deletionTimestamp" not in pod["metadata"]]
@@ -241,8 +274,10 @@ class ServingControllers:
         """Whether the readiness probe of the Pod's container succeeds."""
         if pod is None or "running" not in container_state(pod):
             return False
-        probe = pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]
-        url = f"http://127.0.0.1:{self._port(pod)}{probe['path']}"
+        probe = pod["spec"]["containers"][0].get("readinessProbe")
+        if probe is None:
+            return True
+        url = f"http://127.0.0.1:{self._port(pod)}{probe['httpGet']['path']}"
         try:
             async with session.get(url, timeout=aiohttp.ClientTimeout(5)) as response:
                 return response.status == 200

@@ -25,7 +25,7 @@ LOG_POLL_SECONDS = 0.02
 
 
 class Streams:
-    """Answers requests whose answers go on."""
+    """Answers requests whose answers continue."""
 
     def __init__(self, store: Store, kubelet: Kubelet, faults: Faults) -> None:
         self._store, self._kubelet, self._faults = store, kubelet, faults

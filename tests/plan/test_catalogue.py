@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.catalogue import find_gpu, load_gpus, load_prices
+from trainer.planning.catalogue import find_gpu, load_gpus, load_prices
 
 
 def test_prices_give_the_references_figures() -> None:
@@ -15,6 +15,19 @@ def test_prices_give_the_references_figures() -> None:
 
 def test_every_priced_class_is_known_and_the_other_way_round() -> None:
     assert load_prices().gpus.keys() == load_gpus().keys()
+
+
+def test_a_class_may_have_a_spot_price_below_its_own(tmp_path: Path) -> None:
+    prices = load_prices()
+    assert prices.spot and prices.spot.keys() <= prices.gpus.keys()
+    assert all(price < prices.gpus[gpu] for gpu, price in prices.spot.items())
+    assert prices.per_hour("A40", gpus=1, cores=8, memory_gib=128, spot=True) is None
+    own = tmp_path / "prices.yaml"
+    own.write_text("core: 0.01\nmemory_gib: 0.005\ngpus: {A40: 1}\n")
+    assert load_prices(own).spot == {}
+    own.write_text("core: 0.01\nmemory_gib: 0.005\ngpus: {A40: 1}\nspot: {A40: free}\n")
+    with pytest.raises(ValueError, match="spot: A40 is no number"):
+        load_prices(own)
 
 
 def test_machine_without_a_gpu_has_a_price() -> None:

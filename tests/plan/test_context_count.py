@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from trainer.config import TokenizeConfig
-from trainer.context_count import count_contexts
+from trainer.contract.errors import RequestError
+from trainer.contract.step_configs import TokenizeConfig
+from trainer.contract.topics import DataConfig
 from trainer.demo.tales import dataset_files
-from trainer.errors import RequestError
+from trainer.plan.context_count import count_contexts
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -160,3 +161,28 @@ def test_model_that_is_not_there_yet_is_reckoned_with_four_bytes_a_token(
 def test_missing_dataset_is_refused(volume: Path) -> None:
     with pytest.raises(RequestError, match="dataset is not there"):
         count_contexts(config(volume))
+
+
+def packing(**more: str) -> dict[str, Any]:
+    return {"packing": "documents", **more}
+
+
+def test_packed_documents_are_estimated_and_then_exact(
+    volume: Path, tmp_path: Path, tales: dict[str, str]
+) -> None:
+    write(volume, tales)
+    asked = config(volume, context=1024, data=DataConfig(**packing(too_long="cut")))
+    estimate = count_contexts(asked)
+    assert estimate.estimated and estimate.padding_share is not None
+    made = made_by_the_step(volume, tmp_path, context=1024, data=packing(too_long="cut"))
+    assert abs(estimate.num_contexts - made) < 0.15 * made
+    exact = count_contexts(asked)
+    assert exact.num_contexts == made and not exact.estimated
+    assert exact.padding_share is not None
+    assert abs(exact.padding_share - estimate.padding_share) < 0.1
+    assert exact.left_out_share is not None and estimate.left_out_share is not None
+    assert 0 < exact.left_out_share == pytest.approx(estimate.left_out_share, abs=0.1)
+    assert exact.trained_tokens is not None and estimate.trained_tokens is not None
+    assert abs(exact.trained_tokens - estimate.trained_tokens) < 0.15 * exact.trained_tokens
+    with pytest.raises(RequestError, match=r"dataset has documents that are longer than a context"):
+        count_contexts(config(volume, context=64, data=DataConfig(**packing())))

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.plan.models import GPT_2, GPT_J_6B, MODELS
-from trainer.memory_choice import USABLE_SHARE, choose
-from trainer.memory_model import GIB, Setting, gpu_bytes
-from trainer.model_shape import ModelShape
+from trainer.planning.memory_choice import USABLE_SHARE, choose
+from trainer.planning.memory_model import GIB, Setting, gpu_bytes
+from trainer.planning.model_shape import ModelShape
 
 GPT_J = ModelShape.from_config(GPT_J_6B)
 

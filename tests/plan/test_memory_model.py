@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.plan.models import GPT_J_6B, LLAMA_3_8B, MODELS
-from trainer.memory_model import (
+from trainer.planning.memory_model import (
     REFERENCE,
     Setting,
     checkpoint_bytes,
@@ -20,7 +20,7 @@ from trainer.memory_model import (
     loss_bytes,
     process_bytes,
 )
-from trainer.model_shape import ModelShape
+from trainer.planning.model_shape import ModelShape
 
 GPT_J = ModelShape.from_config(GPT_J_6B)
 

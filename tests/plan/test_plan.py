@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
-from flows.parameters import Parameters
-from flows.planning import Place, Plan, plan, seconds
-from infra.catalogue import load_gpus, load_prices
 from tests.plan.models import DEMO, GPT_2, GPT_J_6B, PYTHIA_12B
-from trainer.memory_model import REFERENCE
-from trainer.model_shape import ModelShape
+from trainer.contract.parameters import Parameters
+from trainer.planning import seconds
+from trainer.planning.catalogue import load_gpus, load_prices
+from trainer.planning.memory_model import REFERENCE
+from trainer.planning.model_shape import ModelShape
+from trainer.planning.plan import Plan
+from trainer.planning.planner import plan
+from trainer.planning.work import Place
 
 DEFAULTS = Parameters(run_name="run").model_dump()
 GPT_J = ModelShape.from_config(GPT_J_6B)
@@ -84,6 +87,43 @@ def test_several_nodes_cost_as_many_machines_and_talk_slower() -> None:
 
 def test_worked_out_batch_is_the_references() -> None:
     assert planned(batch_size=-1).batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("contexts", "changes", "setting"),
+    [
+        # A batch that fills the GPU, 64, would make 3 steps of 320 contexts of these.
+        (1000, {"context": 128}, (9, 1)),
+        (1000, {"context": 128, "gradients": 8}, (1, 8)),  # a choice, that is kept
+        (1000, {"context": 128, "epochs": 20}, (64, 3)),
+        (1000, {"context": 128, "trainer_gpus": 4}, (2, 1)),
+        (1000, {"context": 128, "schedule": {"max_steps": 20}}, (47, 1)),
+        (1000, {"context": 128, "batch_size": 64}, (64, 5)),  # both are as asked
+        (49_734, {"context": 128}, (64, 5)),
+        (50, {"context": 128}, (1, 1)),  # as many as the text has
+    ],
+)
+def test_a_computed_batch_leaves_a_hundred_steps(
+    contexts: int, changes: dict[str, Any], setting: tuple[int, int]
+) -> None:
+    made = planned(GPT_2, contexts, **changes)
+    assert (made.batch_size, made.gradients) == setting
+    wanted = min(100, contexts * 9 // 10, changes.get("schedule", {}).get("max_steps", 100))
+    assert made.steps >= wanted or "batch_size" in changes or changes.get("gradients")
+    if "gradients" not in changes and setting[1] < 5:
+        assert any("gradients is" in note and "not 5" in note for note in made.notes)
+
+
+def test_a_computed_batch_leaves_steps_without_a_gpu_too() -> None:
+    here = Place(on_cpu=True, memory_gib=16, cores=2)
+    made = planned(DEMO, 800, here, context=128)
+    assert (made.batch_size, made.gradients, made.steps) == (4, 1, 180)
+
+
+def test_few_steps_are_warned_of() -> None:
+    few = planned(contexts=400, batch_size=4)
+    assert any(note.startswith("the text gives 18 optimizer steps of 20") for note in few.notes)
+    assert not planned(contexts=4000, batch_size=4).notes
 
 
 def test_parts_add_up() -> None:
@@ -162,7 +202,7 @@ def test_class_without_a_price_is_planned_without_money() -> None:
     limited = DEFAULTS | {"budget": {"max_dollars": 5}}
     (problem,) = plan(GPT_J, 1000, limited, catalogue=load_gpus(), prices=unpriced).problems
     assert problem.startswith("budget.max_dollars can't be kept (got 5). A40 has no price")
-    assert "infra/prices.yaml" in problem
+    assert "trainer/planning/prices.yaml" in problem
 
 
 def test_plan_for_a_cpu_needs_host_memory_alone() -> None:
@@ -178,7 +218,7 @@ def test_settings_that_need_a_gpu_are_refused_for_a_cpu_before_anything_starts()
     place = Place(on_cpu=True, memory_gib=16, cores=2)
     asked = {"force_fp16": True, "kernels": {"liger": True, "compile": True}, "trainer_gpus": 2}
     problems = planned(GPT_2, 1000, place, context=128, **asked).problems
-    names = ["force_fp16 asks for fp16", "kernels.liger is made of GPU", "kernels.compile can't"]
+    names = ["force_fp16 asks for fp16", "kernels.liger needs a GPU", "kernels.compile can't"]
     assert [p.startswith(name) for p, name in zip(problems, names, strict=True)] == [True] * 3
     on_gpus = planned(context=128, force_fp16=True, kernels={"liger": True, "compile": False})
     assert on_gpus.problems == []
@@ -305,3 +345,17 @@ def test_all_problems_are_said_at_once() -> None:
 def test_config_that_says_too_little_is_refused() -> None:
     with pytest.raises(ValueError, match="does not say the model's hidden_size"):
         planned({"model_type": "gptj"})
+
+
+def test_checkpoints_for_replays_are_counted_and_what_they_save_is_said() -> None:
+    default, kept = planned(), planned(checkpoints={"keep_every": 1000})
+    number = default.steps // 1000
+    assert kept.replay_checkpoints == number > 1
+    assert kept.disk_gib - default.disk_gib == pytest.approx(number * default.checkpoint_gib)
+    step = kept.seconds_per_step / 3600
+    assert kept.mean_replay_hours == pytest.approx((kept.steps + 1000) / 2 * step)
+    assert default.mean_replay_hours == pytest.approx(default.steps * step)  # from the base model
+    assert f"{number} checkpoints stay for them" in dict(kept.rows())["replays"]
+    assert "replays" not in dict(default.rows())
+    rare = planned(checkpoints={"keep_every": 10}, save_steps=500)  # no more than there are
+    assert rare.replay_checkpoints == rare.steps // 500

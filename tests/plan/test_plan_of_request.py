@@ -1,6 +1,7 @@
 """Plans of what is on a volume: the user's own catalogue, and what earlier runs measured."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from flows import plan_request as plan_request_module
-from flows.cli import cli
-from flows.parameters import Parameters
+from flows.cli.main import cli
 from flows.plan_request import gather, plan_request, plan_with
-from flows.planning import Plan
 from tests.plan.models import GPT_2
-from trainer.errors import RequestError
-from trainer.parsing import load_parameters
-from trainer.plan_facts import step_seconds
+from trainer.contract.errors import RequestError
+from trainer.contract.parameters import Parameters
+from trainer.contract.validation import load_parameters
+from trainer.devices import Device
+from trainer.plan.facts import step_seconds
+from trainer.planning.plan import Plan
+from trainer.retention import space
+from trainer.retraining.series import Series
 
 FIELDS = (  # DESIGN 8.1, and the room that there is
     "num_contexts num_train_contexts steps tokens batch_size zero_stage offload gpu_memory_gib "
@@ -78,6 +82,36 @@ def test_the_command_prints_a_table_or_json_and_leaves_no_trace(home: Path) -> N
     assert wrong.exit_code == 78
     assert "refused" in wrong.output and "context is larger than the model takes" in wrong.output
     assert tree(home) == before
+
+
+def test_a_cluster_without_gpus_is_planned_on_its_cpus_with_their_price(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CLUSTER", "{nodes: 2, light_cores: 1, light_memory_gib: 2}")
+    machine = {"trainer_gpu": "none", "trainer_gpus": 1, "trainer_cores": 4, "trainer_ram": 16}
+    asked = Parameters(**{"run_name": "run", **ASKED, **machine})
+    made = plan_request(asked, home, num_contexts=1000, on_cluster=True)
+    assert made.problems == []
+    assert (made.gpu, made.on_cpu, made.nodes, made.processes, made.cores) == ("", True, 2, 2, 4)
+    assert made.dollars_per_hour == pytest.approx(2 * (4 * 0.01 + 16 * 0.005))
+    assert made.dollars == pytest.approx(made.hours * made.dollars_per_hour)
+    assert (made.gpu_memory_gib, made.spot_dollars) == (0, None)
+    rows = dict(made.rows())
+    assert rows["machine"] == "2 nodes, each with CPUs of the cluster: 4 cores, 16.0 GiB of memory"
+    assert rows["steps without a trainer"] == "1 cores, 2 GiB each"
+    small = asked.model_copy(update={"trainer_ram": 1, "trainer_gpus": 4})
+    (problem,) = plan_request(small, home, num_contexts=1000, on_cluster=True).problems
+    assert "does not fit trainer_ram" in problem and "a larger trainer_ram" in problem
+
+
+def test_both_prices_are_shown_where_the_class_has_a_spot_price(home: Path) -> None:
+    asked = Parameters(**{"run_name": "run", **ASKED, "trainer_gpu": "H200"})
+    made = plan_request(asked, home, num_contexts=100_000, on_cluster=True)
+    assert made.dollars_per_hour is not None and made.spot_dollars_per_hour is not None
+    difference = made.dollars_per_hour - made.spot_dollars_per_hour
+    assert difference == pytest.approx(6.31 - 2.62)
+    assert f"; on spot nodes ${made.spot_dollars:,.2f} at " in dict(made.rows())["cost"]
+    assert made.to_dict()["spot_dollars"] > 0
 
 
 def test_room_is_compared_where_the_volume_is(home: Path) -> None:
@@ -186,12 +220,68 @@ def test_a_model_that_is_still_to_come_takes_room_of_the_volume(home: Path) -> N
     assert streamed.disk_gib == pytest.approx(there.disk_gib)
 
 
-def test_settings_for_gpus_are_refused_here_unless_there_may_be_one(
+def test_a_gpu_of_this_machine_is_planned_with_and_costs_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_request_module, "GPU_DEVICES", (str(home / "no-device"),))
     (problem,) = planned(home, force_fp16=True).problems
     assert problem.startswith("force_fp16 asks for fp16")
     assert planned(home, on_cluster=True, force_fp16=True).problems == []
-    monkeypatch.setattr(plan_request_module, "GPU_DEVICES", ("/dev/none", str(home)))
-    assert planned(home, force_fp16=True, kernels={"liger": True}).problems == []
+    card = Device("NVIDIA A40", 44.4, True)
+    monkeypatch.setattr(plan_request_module, "devices", lambda: (card, card))
+    made = planned(home, force_fp16=True, kernels={"liger": True}, trainer_gpus=2)
+    assert made.problems == []
+    assert (made.gpu, made.gpu_memory_limit_gib, made.dollars) == ("NVIDIA A40", 44.4, 0.0)
+    (problem,) = planned(home, trainer_gpus=3).problems
+    assert problem.startswith("trainer_gpus is more than this machine has (got 3). It has 2 GPUs.")
+
+
+def test_the_plan_of_a_night_says_when_the_volume_is_full(home: Path) -> None:
+    series = Series(home / "finetune-data", "nightly")
+    free = shutil.disk_usage(home).free
+    line: space.Space = {
+        "time": "2026-11-30T00:00:00+00:00",
+        "free_bytes": free,
+        "series_bytes": 0,
+        "night_bytes": free // 2,
+        "final_bytes": free // 4,
+        "finals": 0,
+    }
+    space.keep_line(series, line)
+    for name in ("nightly", "nightly-20261130", "nightly-20261130-2"):
+        made = plan_request(
+            Parameters(run_name=name, **ASKED), home, num_contexts=1000, on_cluster=False
+        )
+        assert made.nights_left in (2, 3)
+        assert f"full after {made.nights_left} more nights" in str(made.rows())
+    assert planned(home).nights_left is None
+
+
+@pytest.mark.parametrize(("asked", "most"), [(1023, None), (1024, 1023), (5000, 1023)])
+def test_samples_that_the_positions_cut_short_are_said(
+    home: Path, asked: int, most: int | None
+) -> None:
+    made = planned(home, prompt_tokens=asked)
+    if most is None:
+        assert made.notes == []
+        return
+    [note] = made.notes
+    assert f"(got {asked}): samples have {most} tokens at most" in note
+    assert ("note", note) in made.rows() and made.to_dict()["notes"] == [note]
+    assert made.problems == []
+    assert planned(home, prompt_tokens=asked, prompt_samples=0).notes == []
+
+
+@pytest.mark.parametrize(("engine", "said"), [("builtin", True), ("auto", True), ("vllm", False)])
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_that_only_vllm_serves_the_model_is_said_before_training(
+    home: Path, engine: str, said: bool, on_cluster: bool
+) -> None:
+    asked = Parameters(run_name="run", **ASKED, serving={"engine": engine})
+    facts = replace(gather(asked, home / "finetune-data", 1000), builtin_wrong="off by 2")
+    facts = type(facts).from_dict(json.loads(json.dumps(facts.to_dict())))
+    notes = plan_with(facts, asked, on_cluster=on_cluster).notes
+    assert len(notes) == said
+    assert not said or "the built-in server can't serve it (off by 2). Only vLLM may" in notes[0]
+    stays = asked.model_copy(update={"run_inference": True})
+    problems = plan_with(facts, stays, on_cluster=on_cluster).problems
+    assert any("Only vLLM may" in problem for problem in problems) == (engine == "builtin")

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from trainer import journal
-from trainer.run_folder import RunFolder
+from trainer.contract.run_folder import RunFolder
+from trainer.report import journal
 
 CHILD = """
 import os, time
-from trainer import journal
+from trainer.report import journal
 journal.go_on()
 with journal.phase("compute"):
     time.sleep(0.2)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainer.outcome import Outcome
+from trainer.contract.outcome import Outcome
+from trainer.contract.run_folder import RunFolder
 from trainer.report.curves import MOST_POINTS, curves_svg
 from trainer.report.page import page
-from trainer.run_folder import RunFolder
 
 SVG = "{http://www.w3.org/2000/svg}"
 PLAN = {

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from trainer.outcome import Outcome
+from trainer.contract.outcome import Outcome
+from trainer.contract.run_folder import RunFolder
 from trainer.report.times import LOST, Span, add_up, kept, ledger
-from trainer.run_folder import RunFolder
 
 
 def attempt(from_step: int, status: str, parts: dict[str, float], *saves: Any) -> dict[str, Any]:

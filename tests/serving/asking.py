@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.serving import tiny_models
-from trainer.serving.engine import Engine, Limits
-from trainer.serving.sequences import Event, FinishReason, SequenceRequest, TokenLogprob
+from trainer.serving.engine.engine import Engine, Limits
+from trainer.serving.engine.sequences import Event, FinishReason, SequenceRequest, TokenLogprob
 
 END = frozenset([0])
 

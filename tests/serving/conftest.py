@@ -4,8 +4,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra import local_service
-from infra.local_service import Service
+from infra.local import service as local_service
+from infra.local.service import Service
 from tests.serving import tiny_models
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import cli
-from flows.parameters import Parameters
-from infra import local_service
-from infra.server_process import process_started
+from flows.cli.main import cli
+from infra.local import service as local_service
 from tasks.local_deployment import FINAL_MANIFEST, deploy_here
 from tests.serving import trained
-from trainer.checkpoints.seal import read_manifest
-from trainer.errors import RequestError, StepError
-from trainer.outcome import Outcome
-from trainer.run_folder import RunFolder
+from trainer.contract.errors import RequestError, StepError
+from trainer.contract.outcome import Outcome
+from trainer.contract.parameters import Parameters
+from trainer.contract.process_time import process_started
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.sealed_folder import read_manifest
 
 PVC = "finetune-data"
 
@@ -66,7 +66,7 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
     assert refused.endswith("answered 400: max_tokens is 0, which needs echo. Ask for more.")
     assert "no earlier revision" in finetune(home, "rollback", "town", code=78)
 
-    # What `no_resume=true` does: the earlier model is put aside, its service goes on.
+    # What `no_resume=true` does: the earlier model is put aside, its service continues.
     RunFolder(home / PVC, "town").start_over(attempt="second")
     assert local_service.running(home / PVC, "town") is not None
     trained.save(run / "final", seed=1)
@@ -91,14 +91,19 @@ def test_revisions_are_served_refused_and_rolled_back_by_name(home: Path) -> Non
     now = local_service.running(home / PVC, "town")
     assert now is not None and now.url in said
     # It is served as it was, and what would come after it is compared with it as before.
-    assert now.config == {"trust_remote_code": True, "engine": "builtin", "tensorizer_uri": ""}
+    assert now.config == {
+        "trust_remote_code": True,
+        "engine": "builtin",
+        "engine_args": {},
+        "tensorizer_uri": "",
+    }
     with pytest.raises(StepError, match=r"plus max_regression 0.1, got 3\.2"):
         deploy(home, serving=tight)
     shown = finetune(home, "show", "town")
     assert f"served at            {now.url} (revision 3: town/replaced/" in shown
     assert second.result["url"] not in shown
     assert finetune(home, *words).startswith("Dust")
-    # Without a chat template the model goes on with the text of both.
+    # Without a chat template the model continues with the text of both.
     told = finetune(home, "chat", "town", "--max-tokens", "4", typed="Dust\nThe\n\n")
     assert len(told.splitlines()) >= 2
     assert finetune(home, "stop", "town") == "stopped: service\n"
@@ -134,7 +139,7 @@ def test_a_model_is_deployed_again_where_another_was_rolled_back_to(home: Path) 
     text = {field.name: "" for field in dataclasses.fields(local_service.Service)}
     mine = {"pid": os.getpid(), "process_started": process_started(os.getpid())}
     mine["model_digest"] = read_manifest(run / "final").digest
-    serving = {**text, **mine, "figures": {}, "revision": 1, "url": url}
+    serving = {**text, **mine, "figures": {}, "config": {}, "revision": 1, "url": url}
     (run / "service.json").write_text(json.dumps(serving))
     try:
         assert deploy(home).reused

@@ -11,9 +11,9 @@ import torch
 
 from tests.serving import tiny_models
 from tests.serving.asking import END, ask, running
-from trainer.serving.engine import Engine, Limits, QueueFullError
-from trainer.serving.sampling import Sampling
-from trainer.serving.sequences import Event, SequenceRequest
+from trainer.serving.engine.engine import Engine, Limits, QueueFullError
+from trainer.serving.engine.sampling import Sampling
+from trainer.serving.engine.sequences import Event, SequenceRequest
 
 
 def prompts(count: int, seed: int = 1) -> list[tuple[int, ...]]:
@@ -58,9 +58,9 @@ def test_rows_that_join_and_leave_get_what_generate_gives_them_alone(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Little to spare, so that the buffers have to grow in both directions many times.
-    monkeypatch.setattr("trainer.serving.kv_cache.SPARE_COLUMNS", 5)
-    monkeypatch.setattr("trainer.serving.kv_cache.SPARE_ROWS", 0)
-    monkeypatch.setattr("trainer.serving.kv_cache._buffer", worst_memory)
+    monkeypatch.setattr("trainer.serving.engine.kv_cache.SPARE_COLUMNS", 5)
+    monkeypatch.setattr("trainer.serving.engine.kv_cache.SPARE_ROWS", 0)
+    monkeypatch.setattr("trainer.serving.engine.kv_cache._buffer", worst_memory)
     model = tiny_models.model(architecture)
     requests = requests_for(prompts(12))
     with running(model) as engine:
@@ -128,7 +128,7 @@ def test_seeded_sample_is_the_same_alone_and_among_others(settings: dict[str, An
 def test_prompt_read_in_pieces_scores_as_one_forward_pass(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.serving.engine.PROMPT_PIECE_TOKENS", 24)
+    monkeypatch.setattr("trainer.serving.engine.engine.PROMPT_PIECE_TOKENS", 24)
     model = tiny_models.model(architecture)
     rng = random.Random(3)
     texts = [tuple(rng.randrange(1, 300) for _ in range(n)) for n in (90, 5, 61, 1)]

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from flows.overview import stop_run
-from flows.parameters import Parameters
-from infra import local_service, service_client
+from flows.cli.runs.overview import stop_run
 from infra.backend import PlaceError
-from infra.local_service import Service
+from infra.local import service as local_service
+from infra.local import service_client
+from infra.local.service import Service
 from tasks.local_deployment import deploy_here
 from tests.serving import trained
 from tests.small_disk import small_disk
-from trainer.config import DeployConfig
-from trainer.errors import RequestError
-from trainer.run_folder import RunFolder
-from trainer.serving import deploy, gate
+from trainer.contract.errors import RequestError
+from trainer.contract.parameters import Parameters
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.step_configs import DeployConfig
+from trainer.serving.deploy import deploy, gate
 
 FULL = "pvc 'disk' can't be written .*: No space left on device"
 
@@ -115,11 +116,14 @@ def test_the_deploy_step_of_a_cluster_records_nothing_or_all(
     config = DeployConfig(volume=str(disk), run="town")
     deploy.run(config)
     run.services.write_text('{"event": "served", "revi')  # as a crash leaves it
-    golden = json.loads((run.final / "golden.json").read_text())["prompts"]
-    prompts = tuple(gate.Golden(**{**p, "ids": tuple(p["ids"])}) for p in golden)
-    said = {"prompts": prompts, "dtype": "float32", "end": "stop"}
-    digest = gate.expected_of(run.final).tokenizer_digest
-    observed = gate.Observed(**said, tokenizer_digest=digest)  # type: ignore[arg-type]
+    expected = gate.expected_of(run.final)
+    observed = gate.Observed(
+        prompts=expected.prompts,
+        dtype="float32",
+        tokenizer_digest=expected.tokenizer_digest or "",
+        end="stop",
+        together=tuple(golden.answer for golden in expected.prompts),
+    )
     monkeypatch.setattr(deploy, "observe", lambda *_: observed)
     fill(disk)
     config = DeployConfig(volume=str(disk), run="town", url="http://server")

@@ -17,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from infra import local_service, service_client
-from infra.local_service import Service
-from infra.server_process import ServiceError, process_started
-from infra.service_client import NoAnswerError
+from infra.local import service as local_service
+from infra.local import service_client
+from infra.local.server_process import ServiceError
+from infra.local.service import Service
+from infra.local.service_client import NoAnswerError
 from tests.serving import tiny_models, trained
-from trainer.serving import gate
+from trainer.contract.process_time import process_started
+from trainer.serving.deploy import gate
 
 LONG = {"max_tokens": 250, "temperature": 0, "logit_bias": {"0": -100}}
 
@@ -230,6 +232,39 @@ def test_each_difference_is_named_with_what_was_expected_and_got(
 ) -> None:
     (problem,) = gate.problems(EXPECTED, observed)
     assert words in problem
+
+
+ANSWER = gate.Greedy(ids=tuple(range(30, 54)), log_probs=(-0.5,) * 24)
+ANSWERED = dataclasses.replace(EXPECTED, prompts=(dataclasses.replace(GOLDEN, answer=ANSWER),))
+
+
+def answering(alone: gate.Greedy, together: gate.Greedy) -> list[str]:
+    golden = dataclasses.replace(GOLDEN, answer=alone)
+    observed = dataclasses.replace(OBSERVED, prompts=(golden,), together=(together,))
+    return gate.problems(ANSWERED, observed)
+
+
+def with_token(place: int, token: int, log_prob: float) -> gate.Greedy:
+    ids, scores = list(ANSWER.ids), list(ANSWER.log_probs)
+    ids[place:], scores[place] = [token] * (24 - place), log_prob
+    return gate.Greedy(ids=tuple(ids), log_probs=tuple(scores))
+
+
+def test_generated_token_that_is_wrong_is_named_alone_and_in_a_batch() -> None:
+    assert answering(ANSWER, ANSWER) == []
+    wrong = with_token(19, 7, -0.9)
+    (alone,) = answering(wrong, ANSWER)
+    assert "golden answer 1 alone: expected token 49" in alone
+    assert "at place 20, got token 7" in alone
+    (together,) = answering(ANSWER, wrong)
+    assert "golden answer 1 in a batch" in together
+    cut = gate.Greedy(ids=ANSWER.ids[:5], log_probs=ANSWER.log_probs[:5])
+    assert len(answering(cut, cut)) == 2
+
+
+def test_tie_that_rounding_decides_otherwise_is_no_problem() -> None:
+    tie = with_token(19, 7, -0.5)
+    assert answering(tie, tie) == []
 
 
 def test_half_precision_may_be_further_apart_but_not_far() -> None:

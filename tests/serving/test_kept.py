@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.overview import verify_run
-from infra.serving import ServingSpec
-from trainer.checkpoints import read_manifest, seal
-from trainer.config import DeployConfig
-from trainer.run_folder import RunFolder
-from trainer.serving import deploy, history
-from trainer.serving.kept import DAY_SECONDS, drop_unneeded, keep
+from flows.cli.runs.overview import verify_run
+from infra.serving_place import ServingSpec
+from trainer.contract import service_history as history
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.sealed_folder import read_manifest, seal
+from trainer.contract.step_configs import DeployConfig
+from trainer.serving.deploy import deploy
+from trainer.serving.deploy.kept_models import DAY_SECONDS, drop_unneeded, keep
 
 
 @pytest.fixture

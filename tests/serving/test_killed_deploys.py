@@ -1,4 +1,4 @@
-"""Whoever tries a server is killed with kill -9: of two servers one is left, the recorded one."""
+"""A deploy that tries a server is killed with kill -9: one server is left, the recorded one."""
 
 import contextlib
 import os
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import local_service, service_client
-from infra.server_process import process_started
+from infra.local import service as local_service
+from infra.local import service_client
+from trainer.contract.process_time import process_started
 
 PATIENCE_SECONDS = 240.0
 AT_ITS_START = "local_service.await_ready = lambda process, *_: stay(process.pid)"
@@ -24,12 +25,13 @@ ASK = "with local_service.serving_for_a_while(volume, 'tales/final'): pass"
 
 @contextlib.contextmanager
 def deploy(volume: Path, change: str, call: str = START) -> Iterator[int]:
-    """Whoever tries a server; the process id which that one tells when it has come to `stay`.
+    """A deploy that tries a server; the process id which that one tells when it has come to `stay`.
 
     Killed with kill -9 at the end of the block.
     """
     code = (
-        "import sys, time; from pathlib import Path; from infra import local_service\n"
+        "import sys, time; from pathlib import Path\n"
+        "from infra.local import service as local_service\n"
         "def stay(pid): print(pid, flush=True); time.sleep(3600)\n"
         f"volume = Path(sys.argv[1]); {change}\n{call}"
     )

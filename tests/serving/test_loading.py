@@ -12,13 +12,13 @@ from tensorizer import TensorSerializer
 
 from tests.serving import tiny_models
 from tests.serving.asking import ask, running
-from trainer.config import ServeConfig
-from trainer.errors import RequestError
+from trainer.contract.errors import RequestError
+from trainer.contract.step_configs import ServeConfig
 from trainer.models import load_model
+from trainer.serving.engine.sequences import SequenceRequest, TokenLogprob
+from trainer.serving.engine.vllm import _Answer
 from trainer.serving.loading import load
-from trainer.serving.sequences import SequenceRequest, TokenLogprob
 from trainer.serving.step import run
-from trainer.serving.vllm_engine import _Answer
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import openai
 import pytest
 import torch
 
-from infra.local_service import Service
+from infra.local.service import Service
 from tests.serving import tiny_models
 from trainer.models import load_model, load_tokenizer
 
@@ -193,7 +194,7 @@ def test_chat_follows_the_template_and_streams_the_same(api: openai.OpenAI) -> N
         )
     ]
     assert "".join(deltas) == plain.choices[0].text
-    # The client's users go on with the answer as it came.
+    # The client's users continue with the answer as it came.
     messages += [chat.choices[0].message, {"role": "user", "content": "Go on"}]
     prompt += f" {plain.choices[0].text}\nuser: Go on\nassistant:"
     settings: dict[str, Any] = {"model": "final", "max_tokens": 5, "temperature": 0}
@@ -248,7 +249,7 @@ def test_models_are_listed_for_openais_client_and_for_kserves(
         ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", r"got 9, 8 at most"),
         ({"prompt": ["a", 5]}, 400, "prompt", "valid string"),
         ({"stream_options": {"usage": True}, "stream": True}, 400, "stream_options.usage", "not a"),
-        ({"stream_options": {}, "stream": False}, 400, "stream_options", "needs stream"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format.type", "'text'"),
         ({"suffix": "the end"}, 400, "suffix", "suffix"),
         ({"temprature": 1}, 400, "temprature", "Did you mean temperature"),
         ({"model": "gpt-4"}, 404, "model", "Here is 'final'"),
@@ -304,3 +305,110 @@ def test_openais_client_raises_its_own_errors(api: openai.OpenAI) -> None:
         api.completions.create(model="final", prompt=PROMPT, max_tokens=10_000)
     with pytest.raises(openai.NotFoundError, match="Here is 'final'"):
         api.completions.create(model="other", prompt=PROMPT)
+
+
+def test_a_temperature_near_zero_is_the_likeliest_token(client: httpx.Client) -> None:
+    def text(**setting: Any) -> str:
+        body = {"model": "final", "prompt": PROMPT, "max_tokens": 20, **setting}
+        return client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+
+    for temperature in (1e-40, 5e-324, 1e-7):
+        assert text(temperature=temperature) == text(temperature=0)
+
+
+@pytest.mark.parametrize("seed", [-1, -2, 2**63 - 1, -(2**63)])
+def test_choices_differ_for_any_first_seed(client: httpx.Client, seed: int) -> None:
+    body = {"model": "final", "prompt": PROMPT, "max_tokens": 12, "n": 3, "seed": seed}
+    choices = [
+        [choice["text"] for choice in client.post("/v1/completions", json=body).json()["choices"]]
+        for _ in range(2)
+    ]
+    assert choices[0] == choices[1]
+    assert len(set(choices[0])) == 3
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"response_format": {"type": "text"}},
+        {"store": True},
+        {"store": False, "metadata": {"run": "7"}},
+        {"user": "someone"},
+        {"stream_options": {"include_usage": True}},
+        {"stream_options": {"include_usage": True, "include_obfuscation": True}, "stream": True},
+        {"stream_options": None},
+    ],
+)
+def test_fields_that_change_no_answer_are_accepted(
+    client: httpx.Client, harmless: dict[str, Any]
+) -> None:
+    usual = {"model": "final", "max_tokens": 3, "temperature": 0}
+    messages = [{"role": "user", "content": "Hi"}]
+    for path, asked in (
+        ("completions", {"prompt": "A"}),
+        ("chat/completions", {"messages": messages}),
+    ):
+        given = client.post(f"/v1/{path}", json={**usual, **asked, **harmless})
+        plain = client.post(f"/v1/{path}", json={**usual, **asked})
+        assert given.status_code == 200, given.text
+        if "stream" not in harmless:
+            assert given.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("completions", {"prompt": "A", "logit_bias": {"9" * 5000: 1}}, "0 to 299"),
+        ("completions", {"prompt": "A", "logit_bias": {"\u0663": 1}}, "0 to 299"),
+        ("completions", {"prompt": "A", "repetition_penalty": 1e300}, "less than or equal to 100"),
+        ("completions", {"prompt": "A", "repetition_penalty": 1e-300}, "equal to 0.01"),
+        ("completions", {"prompt": "A", "response_format": {"type": "json_schema"}}, "'text'"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "zero"}]}, "ZeroDivision"),
+    ],
+)
+def test_what_no_number_can_hold_is_refused(
+    client: httpx.Client, path: str, body: dict[str, Any], words: str
+) -> None:
+    refused = client.post(f"/v1/{path}", json={"model": "final", **body})
+    assert refused.status_code == 400
+    assert words in refused.json()["error"]["message"]
+    assert len(refused.text) < 1000
+
+
+HALF = '"a\\ud800"'
+BODIES = {
+    "/completion": '{"prompt": HALF}',
+    "/v1/models/final:predict": '{"instances": [HALF]}',
+    "/v2/models/final/infer": '{"id": HALF, "inputs": []}',
+    "/v1/completions": '{"model": "final", "prompt": "A", "user": HALF}',
+    "/v1/chat/completions": '{"model": "final", "messages": [{"role": "user", "content": HALF}]}',
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_half_a_character_is_refused_by_name(client: httpx.Client, path: str) -> None:
+    refused = client.post(path, content=BODIES[path].replace("HALF", HALF).encode())
+    assert refused.status_code == 400
+    assert r"\\ud800" in refused.text
+    number = BODIES[path].replace("HALF", "1e999")
+    assert "larger than any number" in client.post(path, content=number.encode()).text
+
+
+def test_a_long_answer_with_logprobs_does_not_keep_health_waiting(client: httpx.Client) -> None:
+    """Each of 16,000 tokens with its 20 likeliest: made beside the event loop."""
+    body = {"model": "final", "prompt": [[7] * 250] * 64, "max_tokens": 0, "echo": True}
+    body |= {"logprobs": 20}
+    answered: list[httpx.Response] = []
+    ask = threading.Thread(
+        target=lambda: answered.append(client.post("/v1/completions", json=body))
+    )
+    ask.start()
+    asked = 0
+    with httpx.Client(base_url=client.base_url, timeout=240, trust_env=False) as other:
+        while not answered:
+            assert other.get("/v2/health/live").status_code == 200
+            asked += 1
+    ask.join()
+    assert asked > 5
+    choices = answered[0].json()["choices"]
+    assert [len(choice["logprobs"]["tokens"]) for choice in choices] == [250] * 64

@@ -183,9 +183,9 @@ def test_completion_returns_as_many_sequences_as_asked(client: httpx.Client) -> 
         ),
         (V2, {"inputs": [{**TENSOR, "shape": [3]}]}, "inputs holds no texts of its shape"),
         (V2, {"inputs": [{**TENSOR, "data": [5]}]}, "inputs holds what is no text (got 5)"),
-        (V2, {"inputs": [{**TENSOR, "name": 1}]}, "inputs.0.name: Input should be a valid string"),
-        (V2, {}, "inputs: Field required"),
-        (V2, [1], "the body: Input should be a valid dictionary"),
+        (V2, {"inputs": [{**TENSOR, "name": 1}]}, "inputs[0].name should be a valid string"),
+        (V2, {}, "inputs is required"),
+        (V2, [1], "the body is not a JSON object (got list)"),
     ],
 )
 def test_bad_request_is_a_4xx_that_names_the_field(
@@ -202,3 +202,58 @@ def test_unknown_model_and_path_are_404(client: httpx.Client) -> None:
     assert "other" in unknown.json()["error"]
     assert client.get("/nowhere").status_code == 404
     assert client.get("/completion").status_code == 405
+
+
+def binary_of(*texts: str) -> bytes:
+    encoded = [text.encode() for text in texts]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+
+
+def infer_binary(
+    client: httpx.Client, data: bytes, size: Any, head_size: Any = None, **more: Any
+) -> httpx.Response:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2]}
+    tensor |= {"parameters": {"binary_data_size": size}}
+    settings = {"max_new_tokens": 6, **more}
+    head = json.dumps({"id": "42", "inputs": [tensor], "parameters": settings}).encode()
+    given = len(head) if head_size is None else head_size
+    headers = {"Inference-Header-Content-Length": str(given)}
+    return client.post(V2, content=head + data, headers=headers)
+
+
+def test_v2_takes_and_gives_binary_tensors(client: httpx.Client) -> None:
+    expected = [texts[0] for texts in predict(client, [PROMPT, "café"], max_new_tokens=6)]
+    data = binary_of(PROMPT, "café")
+    plain = infer_binary(client, data, len(data)).json()
+    assert plain["outputs"][0]["data"] == expected
+    given = infer_binary(client, data, len(data), binary_data_output=True)
+    size = int(given.headers["Inference-Header-Content-Length"])
+    (output,) = json.loads(given.content[:size])["outputs"]
+    assert output["parameters"]["binary_data_size"] == len(given.content) - size
+    assert given.content[size:] == binary_of(*expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "head_size"),
+    [
+        (binary_of("A", "B"), 9, None),
+        (binary_of("A", "B"), 11, None),
+        (binary_of("A", "B"), -1, None),
+        (binary_of("A", "B"), 10**30, None),
+        (binary_of("A", "B")[:-1], 9, None),
+        (b"\xff\xff\xff\xffAAAA", 8, None),
+        (b"\x01\x00", 2, None),
+        (binary_of("A"), 5, None),
+        (b"\x01\x00\x00\x00\xff" * 2, 10, None),
+        (binary_of("A", "B"), 10, 10**9),
+        (binary_of("A", "B"), 10, -1),
+        (binary_of("A", "B"), 10, "9" * 5000),
+        (binary_of("A", "B"), 10, 0),
+    ],
+)
+def test_wrong_binary_sizes_are_refused(
+    client: httpx.Client, data: bytes, size: Any, head_size: Any
+) -> None:
+    refused = infer_binary(client, data, size, head_size)
+    assert refused.status_code == 400
+    assert refused.json()["error"]

@@ -19,9 +19,10 @@ import httpx
 import psutil
 import pytest
 
-from infra import local_service, server_process, service_client
-from infra.local_service import Service
-from infra.server_process import ServiceError
+from infra.local import server_process, service_client
+from infra.local import service as local_service
+from infra.local.server_process import ServiceError
+from infra.local.service import Service
 
 
 def test_ready_service_answers_and_streams_the_same_text(service: Service) -> None:
@@ -42,7 +43,8 @@ def test_curl_command_gets_the_answer(service: Service) -> None:
 def test_start_up_is_told_part_by_part(service: Service) -> None:
     log = Path(service.log).read_text()
     parts = dict(re.findall(r"^([a-z ]+): ([\d.]+) s$", log, re.MULTILINE))
-    assert list(parts) == ["imports", "digests", "tokenizer", "weights", "first token"]
+    loaded = ["imports", "digests", "tokenizer", "weights"]
+    assert list(parts) == [*loaded, "comparison with whole passes", "engine", "first token"]
     (whole,) = re.findall(r"^ready at \S+ after ([\d.]+) s$", log, re.MULTILINE)
     # The rest is what comes between: nothing that takes long is left out.
     assert float(whole) > sum(map(float, parts.values())) - 0.05
@@ -146,15 +148,20 @@ def cpu_seconds(pid: int) -> float:
     return times.user + times.system
 
 
-BEGUN = b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
-HELD_OPEN = (b"", BEGUN[:20], BEGUN + b'{"pro', b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+BEGUN = b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+HELD_OPEN = (
+    b"",
+    BEGUN[:20],
+    BEGUN + b'{"pro',
+    b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+)
 
 
 def test_sigterm_ends_the_server_with_exit_code_0_after_its_answers(
     volume: Path, tmp_path: Path
 ) -> None:
     """Clients that say nothing, or not all, while they hold their connection, don't keep it."""
-    impatient = "import trainer.serving.hang_up as h; h.PIECE_SECONDS = 2.0"
+    impatient = "import trainer.serving.api.disconnects as h; h.PIECE_SECONDS = 2.0"
     outcome = tmp_path / "outcome.json"
     with serving(volume, tmp_path, impatient) as (process, url), contextlib.ExitStack() as held:
         address = urlsplit(url)
@@ -183,9 +190,9 @@ def test_sigterm_ends_the_server_with_exit_code_0_after_its_answers(
 
 
 def test_a_server_that_hangs_as_it_stops_ends_by_itself(volume: Path, tmp_path: Path) -> None:
-    """Whoever replaced it is gone, so nobody would kill it."""
+    """The process that replaced it is gone, so nobody would kill it."""
     hangs = (
-        "import time, trainer.serving.engine as e, trainer.serving.server as s\n"
+        "import time, trainer.serving.engine.engine as e, trainer.serving.server as s\n"
         "s.LAST_WORDS_SECONDS = s.ENDING_SECONDS = 1\n"
         "e.Engine._answer = lambda engine: time.sleep(engine.under_way * 10_000)"
     )
@@ -213,7 +220,7 @@ def test_a_client_that_reads_nothing_is_let_go(volume: Path, tmp_path: Path) -> 
     )
     body = {"prompt": "The", "max_tokens": 200, "n": 8, "stream": True, "logprobs": 5}
     text = json.dumps({**body, "logit_bias": {"0": -100}, "model": "final"}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     with serving(volume, tmp_path, impatient) as (process, url), socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((urlsplit(url).hostname, urlsplit(url).port))

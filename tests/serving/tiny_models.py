@@ -24,7 +24,10 @@ TEXT = (
 )
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'developer' %}{{ raise_exception('no developer') }}"
-    "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    "{% endif %}{% if m.content == 'for ever' %}{% for a in range(99999) %}"
+    "{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if m.content == 'zero' %}{{ 1 // 0 }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 )
 SHARED = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0}
 SIZES = {

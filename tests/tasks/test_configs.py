@@ -1,14 +1,17 @@
 """From parameters to step configs: nothing lost, nothing made up."""
 
+import ast
 import dataclasses
+import inspect
 
 import pytest
 
-from flows.parameters import Parameters
-from infra.backend import work_key
 from tasks import configs
-from trainer.config import FinetuneConfig, TokenizeConfig, load_step_config
-from trainer.errors import RequestError
+from trainer.contract import step_configs
+from trainer.contract.errors import RequestError
+from trainer.contract.parameters import Parameters
+from trainer.contract.step_configs import FinetuneConfig, TokenizeConfig, load_step_config
+from trainer.contract.work_key import work_key
 
 
 def values(**given: object) -> dict[str, object]:
@@ -43,11 +46,12 @@ def test_tokenize_takes_the_percentage_and_not_the_sampling_of_text() -> None:
     assert config["sampling"] == 50
 
 
-def test_work_is_the_same_whatever_the_processes_and_who_asks() -> None:
+def test_work_is_the_same_whoever_asks() -> None:
     def key(config: dict[str, object]) -> str:
-        return work_key(config, without=configs.NOT_DEFINING)
+        return work_key("finetune", config)
 
-    assert key(finetune()) == key(finetune(trainer_gpus=4, logs="elsewhere", no_resume=True))
+    assert key(finetune()) == key(finetune(no_resume=True))
+    assert key(finetune()) != key(finetune(trainer_gpus=4))  # which changes the batch
     assert key(finetune()) != key(finetune(epochs=2))
     assert key(finetune()) != key(finetune(tokens="tokens/b"))
 
@@ -68,3 +72,18 @@ def test_what_a_config_says_is_read_back_as_it_was() -> None:
     config = finetune(learn_rate=1e-5)
     loaded = load_step_config("finetune", json.dumps(config))
     assert dataclasses.asdict(loaded) == config  # type: ignore[call-overload]
+
+
+def test_the_default_of_a_parameter_stands_in_one_place() -> None:
+    tree = ast.parse(inspect.getsource(step_configs))
+    again = {
+        f"line {line.lineno}: {line.target.id}"
+        for line in ast.walk(tree)
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and line.target.id in Parameters.model_fields
+        and line.target.id != "run_name"  # of a step: empty where it belongs to no run
+        and isinstance(line.value, (ast.Constant, ast.UnaryOp))
+        and ast.literal_eval(line.value) not in ("", None)
+    }
+    assert not again

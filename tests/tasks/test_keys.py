@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from flows.parameters import Parameters
 from tasks.keys import tracking_key
 from tasks.specs import step_spec
+from trainer.contract.parameters import Parameters
 
 
 def test_a_key_is_named_to_the_cluster_and_handed_to_a_local_step_unseen(

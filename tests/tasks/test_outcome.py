@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.outcome import TERMINATION_MESSAGE_BYTES, Outcome, termination_message
+from trainer.contract.outcome import TERMINATION_MESSAGE_BYTES, Outcome, termination_message
 
 
 @pytest.mark.parametrize(

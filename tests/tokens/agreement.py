@@ -9,12 +9,16 @@ import numpy as np
 from tests.tokens import rules
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.corpora import COMPRESS, DECOMPRESS, Corpus
-from tests.tokens.models import EOT, LLAMA, PAD, byte_level, spelled
-from trainer.errors import RequestError
-from trainer.tokens.build import drawn_order
+from tests.tokens.models import EOT, LLAMA, PAD, beginning, byte_level, spelled
+from trainer.contract.errors import RequestError
+from trainer.tokens.pack.build import drawn_order
 from trainer.tokens.store import TokenStore
 
-TOKENIZERS = {"models/bytes": byte_level(), "models/llama": byte_level(LLAMA)}
+TOKENIZERS = {
+    "models/bytes": byte_level(),
+    "models/llama": byte_level(LLAMA),
+    "models/begins": beginning(),
+}
 SPELLED = {name: spelled(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 
 
@@ -46,13 +50,18 @@ class Expected:
             stem, suffix = os.path.splitext(name)
             plain, suffix = (stem, suffix) if suffix in COMPRESS else (name, "")
             texts = rules.documents(plain, DECOMPRESS[suffix](corpus.files[name]))
-            ids = rules.encoded(texts, self._encode, eot, options["sanitize"])
+            ids = rules.encoded(texts, self._encode, self._before(), eot, options["sanitize"])
             self.documents |= {(name, number): of for number, of in enumerate(ids, 1)}
         self.pad = self._one("pad_token", PAD)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [one.ids for one in found]
+
+    def _before(self) -> list[int]:
+        """What the tokenizer puts before a text."""
+        whole = self._tokenizer.encode("a")
+        return whole.ids[: whole.special_tokens_mask.index(0)]
 
     def _one(self, name: str, usual: str = "") -> int:
         return self._encode([(self.options[name] or usual).replace("\\n", "\n")])[0][0]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.object_store import s3_server
-from tests.tokens.models import EOT, LLAMA, PAD, byte_level, letters, save
-from trainer.config import TokenizeConfig
+from tests.tokens.models import EOT, LLAMA, PAD, beginning, byte_level, letters, save
+from trainer.contract.step_configs import TokenizeConfig
 from trainer.steps import StepResult
 from trainer.tokens import step
 from trainer.tokens.store import TokenStore
@@ -65,6 +65,7 @@ def save_models(root: Path) -> None:
     names = {"eos_token": EOT, "pad_token": PAD}
     save(byte_level(), root / "models/bytes", **names)
     save(byte_level(LLAMA), root / "models/llama", **names)
+    save(beginning(), root / "models/begins", **names)
     save(letters(), root / "models/letters", eos_token="#", pad_token="_")
     save(letters(70_000), root / "models/many", eos_token="#", pad_token="_")
 
@@ -76,7 +77,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_models(root)
     volume = Volume(root)
     volume.write({"a.txt": "a"}, "first")
-    for model in ("bytes", "llama", "letters", "many"):
+    for model in ("bytes", "llama", "begins", "letters", "many"):
         volume.run(dataset="first", model=f"models/{model}", boundary_token="")
     return root
 

@@ -10,7 +10,7 @@ import zstandard
 
 from tests.tokens.models import EOT
 
-MODELS = ["models/bytes", "models/llama"]
+MODELS = ["models/bytes", "models/llama", "models/begins"]
 ATOMS = [
     *" \n\t\r\v\f\\n:.,'\"-_#|<>{}\0\x1b\x1c\x1f\x7f\x85\xa0\xad\u1680\u2003\u200b\u2028\u202f",
     *"\u205f\u3000\ufeff\ufffdÂÃâ€¦ÅÆË",

@@ -4,7 +4,16 @@ import json
 from functools import cache
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers.trainers import BpeTrainer
 
 EOT = "<|endoftext|>"
@@ -52,6 +61,16 @@ def byte_level(pattern: str = "", vocab_size: int = 600) -> Tokenizer:
     )
     tokenizer.train_from_iterator([TEXT], trainer)
     tokenizer.add_special_tokens([AddedToken("<|turn|>", normalized=False)])
+    return tokenizer
+
+
+def beginning() -> Tokenizer:
+    """One that begins a text as Llama 3's does; its beginning is EOT's neighbour, <|turn|>."""
+    tokenizer = Tokenizer.from_str(byte_level(LLAMA).to_str())
+    turn = tokenizer.token_to_id("<|turn|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|turn|> $A", special_tokens=[("<|turn|>", turn)]
+    )
     return tokenizer
 
 

@@ -96,11 +96,13 @@ def _texts(value: object, key: str) -> list[str]:
     return []
 
 
-def encoded(texts: list[str], encode_batch, eot: int, clean: bool) -> list[list[int]]:
+def encoded(
+    texts: list[str], encode_batch, before: list[int], eot: int, clean: bool
+) -> list[list[int]]:
     """Rules 3 to 6: the ids of each document, none where it is empty."""
     prepared = [mend(sanitize(text) if clean else text) for text in texts]
     found = encode_batch(prepared)
-    return [[*ids, eot] if text else [] for text, ids in zip(prepared, found, strict=True)]
+    return [[*before, *ids, eot] if text else [] for text, ids in zip(prepared, found, strict=True)]
 
 
 def contexts(

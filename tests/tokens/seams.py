@@ -5,7 +5,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.tokens import cuts, packing, parts, pieces, reading, records, split, supply, worker
+from trainer.tokens.encode import pieces, supply, worker
+from trainer.tokens.pack import packing, split
+from trainer.tokens.text import cuts, parts, reading, records
 
 # Modules hold these by name: each has to be told.
 HOLDERS: dict[str, tuple[Any, ...]] = {

@@ -10,12 +10,12 @@ import pytest
 from tests.tokens.conftest import Volume
 from tests.tokens.models import EOT, byte_level, save
 from tests.tokens.prose import story
-from trainer.durable import writer_name
-from trainer.errors import RequestError, StepError
-from trainer.tokens import making
-from trainer.tokens.documents import whole_part
-from trainer.tokens.sources import list_sources
-from trainer.tokens.worker import PieceMaker, Recipe
+from trainer.contract.errors import RequestError, StepError
+from trainer.contract.files import writer_name
+from trainer.tokens.encode.worker import PieceMaker, Recipe
+from trainer.tokens.pack import making
+from trainer.tokens.text.documents import whole_part
+from trainer.tokens.text.sources import list_sources
 
 
 def refused(volume: Volume, **options: object) -> str:

@@ -10,12 +10,12 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from trainer.config import FetchConfig
-from trainer.errors import RequestError
-from trainer.shrinking_text import CONTEXTS, TEXT_BYTES, copy_beginning
-from trainer.tokens.documents import whole_part
-from trainer.tokens.reading import read_texts
-from trainer.tokens.sources import list_sources
+from trainer.contract.errors import RequestError
+from trainer.contract.step_configs import FetchConfig
+from trainer.rehearse.small_text import CONTEXTS, TEXT_BYTES, copy_beginning
+from trainer.tokens.text.documents import whole_part
+from trainer.tokens.text.reading import read_texts
+from trainer.tokens.text.sources import list_sources
 
 LINES = [f"{number} miles to go, said the stranger." for number in range(100_000)]
 LONG = "\n".join(LINES).encode()

@@ -2,19 +2,23 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tokens.conftest import Volume, content
 from tests.tokens.prose import story
-from trainer.errors import DamagedError
+from trainer.contract.errors import DamagedError
+from trainer.tokens.encode import encoder, encoding
 from trainer.tokens.store import MANIFEST, TokenStore
+from trainer.tokens.text import digests
 
 FILES: dict[str, bytes | str] = {f"{at}.txt": story(at, 3_000) for at in range(12)}
 
@@ -49,18 +53,39 @@ def test_again_with_nothing_changed_finds_the_store(volume: Volume):
     assert set(first.result) == set(second.result)
 
 
-def test_a_store_is_found_without_reading_the_files(volume: Volume):
-    folder = volume.write(FILES)
-    for path in folder.iterdir():
-        os.utime(path, (1e9, 1e9))
+def test_a_store_is_found_without_reading_the_files(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(digests, "_TOO_YOUNG_NS", 0)
+    volume.write(FILES)
     volume.run()
-    path = folder / "3.txt"
+    monkeypatch.setattr(digests, "Reading", None)
+    assert volume.run().reused
+
+
+def test_a_file_that_changed_with_the_same_size_and_time_is_read_again(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(digests, "_TOO_YOUNG_NS", 0)
+    path = volume.write(FILES) / "3.txt"
+    first = volume.run()
     status = path.stat()
     with open(path, "r+b") as file:  # same inode and size
         file.write(b"X")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert volume.run().reused
-    assert not volume.run(paranoid=True).reused
+    second = volume.run()
+    assert not second.reused and second.result["digest"] != first.result["digest"]
+
+
+def test_a_flipped_byte_of_a_store_with_the_same_time_is_made_again(volume: Volume):
+    volume.write(FILES)
+    result = volume.run().result
+    path = volume.root / result["store"] / "tokens.bin"
+    status, good = path.stat(), path.read_bytes()
+    path.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not volume.run().reused
+    assert path.read_bytes() == good
 
 
 @pytest.mark.parametrize(
@@ -241,3 +266,62 @@ def test_two_processes_make_one_store(volume: Volume):
     results = [json.loads(path.read_text()) for path in volume.root.glob("config-*.outcome")]
     assert sorted(result["reused"] for result in results) == [False, True]
     assert volume.run(context=256).reused
+
+
+def test_a_corpus_that_is_edited_again_and_again_has_the_bytes_of_one_from_scratch(
+    volume: Volume, tmp_path: Path
+):
+    """Files grow, go, come and are renamed; held-out text and long documents among them."""
+    drawn, files = random.Random(7), dict(FILES)
+    for edit in range(4):
+        names = sorted(files)
+        files[drawn.choice(names)] += f"line {edit}\n"  # type: ignore[operator]
+        files.pop(drawn.choice(names), None)
+        files[f"new-{edit}.txt"] = story(100 + edit, drawn.choice((300, 9_000)))
+        here = content(volume.store(files, train_ratio=0.8))
+        fresh = Volume(tmp_path / f"fresh-{edit}")
+        shutil.copytree(volume.root / "models", fresh.root / "models")
+        exported = "cache/tokens/tokenizers"
+        shutil.copytree(volume.root / exported, fresh.root / exported)
+        assert content(fresh.store(files, train_ratio=0.8)) == here
+
+
+def test_samples_that_were_compared_before_are_not_compared_again(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+):
+    compared: list[int] = []
+    original = encoding.answer
+
+    def answer(task: dict, makers: dict) -> dict:
+        compared.append(len(task["prove"] or ()))
+        return original(task, makers)
+
+    monkeypatch.setattr(encoding, "answer", answer)
+    files = {f"{at}.txt": story(at, 3_000) for at in range(100)}
+    volume.store(files)
+    first = sum(compared)
+    compared.clear()
+    files["5.txt"] += "one more line\n"
+    volume.store(files)
+    assert first >= 20 and sum(compared) <= first / 4
+    compared.clear()
+    volume.store(files | {"5.txt": story(5, 3_000)}, retokenize=True)  # as it was at first
+    assert compared == []
+
+
+def test_one_odd_sample_taints_no_other(volume: Volume, monkeypatch: pytest.MonkeyPatch):
+    """What was compared together with it is still proven when it is gone."""
+    files: dict[str, bytes | str] = {"a.txt": story(1, 3_000), "b.txt": story(2, 3_000)}
+    own = volume.store(files).manifest.encoder
+    odd = encoder.Proof(fast=False, cuts=True)
+    original = encoding._compared
+
+    def one_odd(work: Any, crew: Any, places: Any) -> list[encoder.Proof]:
+        found = original(work, crew, places)
+        at = [n for n, (source, _) in enumerate(places or ()) if source.path.endswith("odd.txt")]
+        return [odd if number in at else proof for number, proof in enumerate(found)]
+
+    monkeypatch.setattr(encoding, "_compared", one_odd)
+    with_odd = volume.store(files | {"odd.txt": story(3, 9_000)}).manifest.encoder
+    assert with_odd.startswith("tokenizers") and own.startswith("fastokens")
+    assert volume.store(files, retokenize=True).manifest.encoder == own

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.tokens.cores import available_cores
+from trainer.devices import available_cores
 
 ALL = len(os.sched_getaffinity(0))
 V1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")

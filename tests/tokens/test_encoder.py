@@ -20,8 +20,10 @@ from tests.tokens.corpora import strange_text
 from tests.tokens.models import EOT, LLAMA, TEXT, byte_level, save
 from tests.tokens.prose import story
 from tests.tokens.test_inputs import parquet
-from trainer.tokens import worker
-from trainer.tokens.cuts import (
+from trainer.tokens.encode import worker
+from trainer.tokens.encode.encoder import OwnEncoder, fast_encoder, hard_texts, prove
+from trainer.tokens.encode.worker import Recipe
+from trainer.tokens.text.cuts import (
     PIECE_BYTES,
     TIGHT_CUT,
     WINDOW_BYTES,
@@ -29,13 +31,11 @@ from trainer.tokens.cuts import (
     cut_text,
     first_cut,
 )
-from trainer.tokens.encoder import OwnEncoder, fast_encoder, hard_texts, prove
-from trainer.tokens.parts import plan_parts, sample_places
-from trainer.tokens.reading import read_texts
-from trainer.tokens.samples import read_samples
-from trainer.tokens.sanitize import sanitize
-from trainer.tokens.sources import list_sources
-from trainer.tokens.worker import Recipe
+from trainer.tokens.text.parts import plan_parts, sample_places
+from trainer.tokens.text.reading import read_texts
+from trainer.tokens.text.samples import read_samples
+from trainer.tokens.text.sanitize import sanitize
+from trainer.tokens.text.sources import list_sources
 
 
 def without_words() -> Tokenizer:

@@ -8,7 +8,7 @@ import pytest
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.models import byte_level, spelled
 from tests.tokens.prose import story
-from trainer.tokens import split
+from trainer.tokens.pack import split
 from trainer.tokens.store import TokenStore
 
 SPELLED = spelled(byte_level())

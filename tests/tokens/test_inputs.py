@@ -16,11 +16,13 @@ import zstandard
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.prose import story
 from tests.tokens.test_cache import start
-from trainer.errors import RequestError, StepError
-from trainer.tokens import digests, making, pieces, reading, samples
-from trainer.tokens.digests import DigestMemory
-from trainer.tokens.documents import whole_part
-from trainer.tokens.sources import list_sources, open_source
+from trainer.contract.errors import RequestError, StepError
+from trainer.tokens.encode import pieces
+from trainer.tokens.pack import making
+from trainer.tokens.text import digests, reading, samples
+from trainer.tokens.text.digests import DigestMemory
+from trainer.tokens.text.documents import whole_part
+from trainer.tokens.text.sources import list_sources, open_source
 
 STORIES = [story(at, 1_500) for at in range(5)] + ["", "last, without a newline"]
 LINES = "\n".join(json.dumps({"text": text, "id": 1}) for text in STORIES).encode()
@@ -123,7 +125,7 @@ def test_a_large_row_group_of_parquet_is_not_read_at_once(tmp_path: Path):
     script = (
         "import sys\n"
         "from pyarrow import parquet\n"
-        "from trainer.tokens import parts, reading, sources\n"
+        "from trainer.tokens.text import parts, reading, sources\n"
         "assert parquet\n"
         "(source,) = sources.list_sources(*sys.argv[1:])\n"
         "def peak():\n"

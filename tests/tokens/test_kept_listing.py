@@ -6,8 +6,8 @@ import pytest
 import s3fs
 
 from tests.tokens.conftest import Volume, texts
-from trainer.errors import StepError
-from trainer.tokens.kept_listing import list_once
+from trainer.contract.errors import StepError
+from trainer.tokens.text.kept_listing import list_once
 
 CORPUS = "s3://corpus/v1"
 

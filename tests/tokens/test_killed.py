@@ -1,4 +1,4 @@
-"""Killed at any point the step leaves no store that looks complete, and goes on."""
+"""Killed at any point the step leaves no store that looks complete, and continues."""
 
 import functools
 import importlib
@@ -40,8 +40,8 @@ def test_killed_while_encoding_it_leaves_no_store_and_goes_on(volume: Volume, ho
 
 # Where a store is packed, put in order, written down and put in its place: before and after.
 PLACES = [
-    ("trainer.tokens.making:pack", 1),
-    ("trainer.tokens.making:shuffle", 1),
+    ("trainer.tokens.pack.making:pack", 1),
+    ("trainer.tokens.pack.making:shuffle", 1),
     ("pathlib:Path.rename", 2),  # the first three put the store's files in order
     ("pathlib:Path.write_text", 1),  # the manifest
     ("pathlib:Path.rename", 4),  # the store that was there goes aside

@@ -7,8 +7,8 @@ import pytest
 
 from tests.tokens.conftest import Volume, texts
 from tests.tokens.prose import story
-from trainer.context_count import count_contexts
-from trainer.errors import RequestError
+from trainer.contract.errors import RequestError
+from trainer.plan.context_count import count_contexts
 
 STORIES: dict[str, bytes | str] = {f"{at}.txt": story(at, 900) for at in range(6)}
 FILE = "tales-models_bytes-32-b-1-edd9879.tokens"

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tokens import rules
 from tests.tokens.corpora import strange_text
-from trainer.tokens.sanitize import MISENCODINGS, WHITE_SPACE, mend_encoding, sanitize
+from trainer.tokens.text.sanitize import MISENCODINGS, WHITE_SPACE, mend_encoding, sanitize
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from tests.tokens.conftest import Volume, content
 from tests.tokens.prose import story
-from trainer.errors import RequestError
-from trainer.lock import only_one
+from trainer.contract.errors import RequestError
+from trainer.contract.locks import only_one
 from trainer.tokens import prune as prune_module
 from trainer.tokens.prune import prune
 from trainer.tokens.show import describe, show_context
@@ -73,7 +73,8 @@ def test_stores_that_a_run_names_are_kept_with_their_pieces(volume: Volume):
     old = volume.store({"c.txt": story(3, 5_000)})
     record = volume.root / "my-run/run.json"
     record.parent.mkdir()
-    record.write_text(json.dumps({"tokens": f"tokens/{kept.folder.name}"}))
+    request = {"request": {}, "created": "2026-01-01", "tokens": f"tokens/{kept.folder.name}"}
+    record.write_text(json.dumps(request))
     prune(volume.root, keep=[wanted.folder.name], dry_run=False, used_lately_seconds=0)
     assert stores(volume) == {kept.folder.name, wanted.folder.name}
     left = {path.name.split("-")[0] for path in volume.root.glob("cache/tokens/pieces/*/*/*")}

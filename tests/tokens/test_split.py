@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer.tokens.dividing import divide
-from trainer.tokens.pieces import PIECE_DOCUMENT, LoadedPiece, PieceFacts
-from trainer.tokens.split import ShareCount, Split
+from trainer.tokens.encode.pieces import PIECE_DOCUMENT, LoadedPiece, PieceFacts
+from trainer.tokens.pack.dividing import divide
+from trainer.tokens.pack.split import ShareCount, Split
 
 NEWLINE = 7
 BYTES_PER_TOKEN = 4

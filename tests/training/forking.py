@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-import trainer.evaluation
+import trainer.evaluation.step
 import trainer.training.process
 import trainer.training.step  # noqa: F401  imported here so that forks need not
 from trainer import __main__ as command
-from trainer.durable import write_atomically
-from trainer.training import launch
-from trainer.training.start_up import import_deepspeed
+from trainer.contract.files import write_atomically
+from trainer.training.engine.start_up import import_deepspeed
+from trainer.training.processes import launch
 
 torch.set_num_threads(1)
 import_deepspeed()
@@ -104,7 +104,7 @@ def _fork(log: Path, work: Callable[[], int], strike: Strike | None, setting: st
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        sys.stdout, sys.stderr = _opened(1), _opened(2)
         os.environ["FINETUNE_TERMINATION_PATH"] = str(log.with_suffix(".termination"))
         launch._start = _start_forked  # type: ignore[assignment]
         target = os.getpid()
@@ -118,6 +118,11 @@ def _fork(log: Path, work: Callable[[], int], strike: Strike | None, setting: st
     except BaseException:  # noqa: BLE001  a fork must never return into pytest
         traceback.print_exc()
     os._exit(99)
+
+
+def _opened(descriptor: int) -> Any:
+    """A stream that leaves the descriptor open when it goes: a fork may fork again."""
+    return os.fdopen(descriptor, "w", buffering=1, closefd=False)
 
 
 def _arm(strike: Strike, step_pid: int) -> None:

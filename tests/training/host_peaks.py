@@ -22,8 +22,8 @@ import psutil
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from tests.training.volume import make_config, make_tokenizer, read_lines, write_store
-from trainer.memory_model import GIB, Setting, host_parts
-from trainer.model_shape import ModelShape
+from trainer.planning.memory_model import GIB, Setting, host_parts
+from trainer.planning.model_shape import ModelShape
 
 VOCABULARY, CONTEXT, BATCH, STEPS = 2048, 128, 4, 4
 SIZES = {"tiny": (192, 4), "27m": (512, 8), "100m": (1024, 7)}  # width, layers

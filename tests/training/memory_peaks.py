@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTJConfig, GPTNeoXConfig, LlamaConfig
 
 from tests.training.forking import wait_for
-from trainer.training.engine import Engine, EngineOptions
+from trainer.training.engine.engine import Engine, EngineOptions
 
 WIDTH, LAYERS, HEADS, VOCABULARY, CONTEXT, BATCH = 192, 4, 4, 2048, 256, 8
 

@@ -10,7 +10,7 @@ import boto3
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorizer import TensorSerializer
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +19,7 @@ from tests.training.forking import Strike, ended_with, log_of, run_forked, run_s
 from tests.training.volume import VOCABULARY, make_config, make_model, make_volume, read_lines
 from trainer.models import load_base, load_model
 from trainer.tokens.store import Manifest, file_digest
-from trainer.training.rehearsal import main as rehearse
+from trainer.training.verify_resume import main as rehearse
 
 ARCHITECTURES = ["gptj", "neox", "llama"]
 
@@ -193,3 +193,42 @@ def test_new_embeddings_begin_at_the_mean_and_never_likeliest(
     assert torch.allclose(logits[..., :VOCABULARY], base(input_ids=ids).logits)
     assert (logits.argmax(-1) < VOCABULARY).all()
     assert load_base(tmp_path, num_ids=VOCABULARY - 5).config.vocab_size == VOCABULARY
+
+
+def test_weights_beside_the_model_do_not_count(tmp_path: Path) -> None:
+    folder = make_volume(tmp_path, "llama") / "models" / "tiny"
+    weights = load_file(folder / "model.safetensors")
+    wrong = {name: tensor * 0.5 for name, tensor in weights.items()}
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = [names[::2], names[1::2]]
+    files = [f"model-{n}-of-00002.safetensors" for n in ("00001", "00002")]
+    for file, shard in zip(files, shards, strict=True):
+        save_file({n: weights[n] for n in shard}, folder / file, {"format": "pt"})
+    index = {n: file for file, shard in zip(files, shards, strict=True) for n in shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    for stale in ("model-00001-of-00003.safetensors", "ema.safetensors", "zz.safetensors"):
+        save_file(wrong, folder / stale, {"format": "pt"})
+    config = make_config(tmp_path, learn_rate=0, epochs=1)
+    assert run_step("finetune", config) == 0, log_of(config)
+    found = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_an_untied_pair_stays_untied_though_the_config_ties_it(tmp_path: Path) -> None:
+    folder = make_volume(tmp_path, "llama") / "models" / "tiny"
+    weights = load_file(folder / "model.safetensors")
+    head = torch.randn(weights["model.embed_tokens.weight"].shape)
+    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
+    config = make_config(tmp_path, learn_rate=0, epochs=1)
+    assert run_step("finetune", config) == 0, log_of(config)
+    assert "ties lm_head.weight to model.embed_tokens.weight" in log_of(config)
+    final = tmp_path / "run" / "final"
+    assert torch.equal(load_file(final / "model.safetensors")["lm_head.weight"], head)
+    assert json.loads((final / "config.json").read_text())["tie_word_embeddings"] is False
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(1, 9)[None]
+    ours = AutoModelForCausalLM.from_pretrained(final)(input_ids=ids).logits
+    assert torch.equal(ours, base(input_ids=ids).logits)

@@ -11,13 +11,14 @@ import pytest
 from tests.training.forking import log_of, run_forked, run_step
 from tests.training.volume import make_config, make_volume, read_lines
 from trainer import __main__ as command
-from trainer.checkpoints import verify
-from trainer.config import FinetuneConfig
-from trainer.errors import RequestError
-from trainer.run_folder import RunFolder
-from trainer.topics import BudgetConfig
-from trainer.training import budget, rehearsal
-from trainer.training.budget import end_by, last_step
+from trainer.contract.errors import RequestError
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.sealed_folder import verify
+from trainer.contract.step_configs import FinetuneConfig
+from trainer.contract.topics import BudgetConfig
+from trainer.training import verify_resume as rehearsal
+from trainer.training.limits import budget
+from trainer.training.limits.budget import end_by, last_step
 
 HOUR = 3600.0
 NOW = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
@@ -99,7 +100,7 @@ def test_an_end_that_was_brought_forward_stays_there_after_a_kill(tmp_path: Path
 
     assert run_forked(tmp_path, killed_at_step_five)[0] == 9
     assert run_step("finetune", config) == 0, log_of(config)
-    assert "goes on from step 4 of 7" in log_of(config)
+    assert "resumes from step 4 of 7" in log_of(config)
     assert result_of(config)["steps"] == 7
 
 

@@ -1,5 +1,6 @@
 """What the champion step decides: when to train, what is better, and after a kill."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 
 from tests.flows.small_volume import make_volume
-from trainer import champion
-from trainer.checkpoints.seal import seal
-from trainer.config import ChampionConfig, TokenizeConfig
-from trainer.errors import RequestError
+from trainer.contract.errors import DamagedError, RequestError
+from trainer.contract.sealed_folder import seal
+from trainer.contract.step_configs import ChampionConfig, TokenizeConfig
+from trainer.forgetting.forgotten import remember
+from trainer.retraining import step as champion
 from trainer.tokens import step as tokenize
 from trainer.tokens.store import TokenStore
+from trainer.tokens.text.sanitize import sanitize
 
 
 class Nightly:
@@ -21,7 +24,7 @@ class Nightly:
 
     def __init__(self, volume: Path) -> None:
         self.volume = volume
-        self.request: dict[str, Any] = {"epochs": 1}
+        self.request: dict[str, Any] = {"epochs": 1, "dataset": "dataset"}
 
     def tokens(self, **changed: Any) -> str:
         usual = {"dataset": "dataset", "model": "models/tiny", "context": 64, **changed}
@@ -176,3 +179,51 @@ def test_without_held_out_text_nothing_is_compared(nightly: Nightly) -> None:
     path.write_text(json.dumps({**report, "loss": None, "base_loss": None}))
     with pytest.raises(RequestError, match="train_ratio"):
         nightly.step("judge", candidate=run)
+
+
+def forget(nightly: Nightly, path: str, *trained: str) -> str:
+    """Put a document on the volume's list, as `finetune forget` does; its digest."""
+    text = (nightly.volume / "dataset" / path).read_bytes()
+    digest = hashlib.sha256(sanitize(text)).hexdigest()
+    row = {"sanitized_sha256": digest, "document": f"{path}#1"}
+    models = [{"what": "model", "where": f"{run}/final"} for run in trained]
+    body = {"new": "new", "run": "one", "documents": [row], "elsewhere": models}
+    remember(nightly.volume, body)
+    return digest
+
+
+def test_what_is_forgotten_is_never_trained_on_again(nightly: Nightly) -> None:
+    first, _ = nightly.night(loss=1.0)
+    assert nightly.step("look")["decision"] == "unchanged"
+    digest = forget(nightly, "part-1/tale-01.txt", first)
+    looked = nightly.step("look")
+    assert looked["decision"] == "train"
+    assert looked["skip"] == {"documents": [], "sha256": [digest]}
+    second, verdict = nightly.night(loss=2.0)  # the champion had seen the text: it goes
+    assert verdict["decision"] == "promoted" and "goes in any case" in verdict["why"]
+    assert nightly.step("look")["decision"] == "unchanged"
+    # A copy under another name, with other white space, in new text.
+    copy = (nightly.volume / "dataset/part-1/tale-01.txt").read_text().replace("\n", "\r\n")
+    (nightly.volume / "dataset/part-1/tale-01.txt").unlink()
+    (nightly.volume / "dataset/part-1/tale-21.txt").unlink()
+    assert nightly.step("look")["skip"] == {}
+    (nightly.volume / "dataset/new-name.txt").write_text(copy)
+    assert nightly.step("look")["skip"] == {"documents": [], "sha256": [digest]}
+    nightly.request["skip"] = {"documents": ["part-0/*"], "sha256": []}
+    assert nightly.step("look")["skip"] == {"documents": ["part-0/*"], "sha256": [digest]}
+    assert nightly.champion() == second != first
+
+
+def test_a_model_that_saw_what_is_forgotten_is_not_trained_on(nightly: Nightly) -> None:
+    first, _ = nightly.night(loss=1.0)
+    (nightly.volume / "dataset/more.txt").write_text("The ferry is late.\n" * 20)
+    assert nightly.step("look", start_from="last")["model"] == f"{first}/final"
+    forget(nightly, "part-1/tale-01.txt", first)
+    assert nightly.step("look", start_from="last")["model"] == "models/tiny"
+
+
+def test_a_damaged_list_stops_the_night(nightly: Nightly) -> None:
+    forget(nightly, "part-1/tale-01.txt")
+    (nightly.volume / "forgotten.json").write_text("{")
+    with pytest.raises(DamagedError, match=r"forgotten\.json is damaged"):
+        nightly.step("look")

@@ -10,10 +10,19 @@ import pytest
 
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_volume, read_lines
-from trainer.checkpoints import newest_good, seal, set_aside, steps_there, verify, verify_run
-from trainer.checkpoints.folder import clear_parts, name_of, part_of, prune
 from trainer.checkpoints.tensors import SliceReader, write_tensors
-from trainer.errors import DamagedError
+from trainer.contract.checkpoints import (
+    clear_parts,
+    name_of,
+    newest_good,
+    part_of,
+    prune,
+    set_aside,
+    steps_there,
+    verify_run,
+)
+from trainer.contract.errors import DamagedError
+from trainer.contract.sealed_folder import seal, verify
 
 
 def make_checkpoint(folder: Path, step: int, eval_loss: float | None = None) -> Path:
@@ -154,7 +163,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_is_still_the_same(tmp_pat
     assert run_step("finetune", config) == 0, log_of(config)
     assert "step-00000012 was set aside as damaged-step-00000012" in log_of(config)
     assert "its digest is not the manifest's" in log_of(config)
-    assert "goes on from step 8 of 12" in log_of(config)
+    assert "resumes from step 8 of 12" in log_of(config)
     assert [line.get("loss") for line in read_lines(run / "metrics.jsonl")] == losses
     assert (run / "final" / "model.safetensors").read_bytes() == weights
 
@@ -162,7 +171,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_is_still_the_same(tmp_pat
 def test_with_no_good_checkpoint_the_run_stops_and_nothing_is_lost(tmp_path: Path) -> None:
     config = make_config(make_volume(tmp_path), epochs=1)
     run = tmp_path / "run"
-    strike = Strike("trainer.training.final:seal", 1)
+    strike = Strike("trainer.training.save.final:seal", 1)
     run_step("finetune", config, strike)
     for step in steps_there(run / "checkpoints"):
         flip_a_byte(run / "checkpoints" / name_of(step))
@@ -183,3 +192,12 @@ def test_a_damaged_final_model_is_made_again(tmp_path: Path) -> None:
     assert run_step("finetune", config) == 0, log_of(config)
     assert (run / "final" / "model.safetensors").read_bytes() == weights
     assert not any(verify_run(run).values())
+
+
+def test_some_stay_for_replays_the_first_of_each_stretch(tmp_path: Path) -> None:
+    for step in (5, 10, 12, 20, 23, 25, 30, 41):
+        make_checkpoint(tmp_path, step)
+        prune(tmp_path, keep_last=1, keep_best=False, keep_every=10)
+    assert steps_there(tmp_path) == [10, 20, 30, 41]
+    prune(tmp_path, keep_last=1, keep_best=False)
+    assert steps_there(tmp_path) == [41]

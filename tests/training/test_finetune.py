@@ -16,14 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.training.forking import Strike, ended_with, log_of, run_forked, run_step
 from tests.training.volume import CONTEXT, make_config, make_volume, read_lines, write_store
-from trainer.checkpoints import read_manifest, verify
-from trainer.checkpoints.folder import name_of
-from trainer.events import parse_event
+from trainer.contract.checkpoints import name_of
+from trainer.contract.events import parse_event
+from trainer.contract.sealed_folder import read_manifest, verify
 from trainer.tokens.store import TokenStore
-from trainer.training.batches import trained_tokens
-from trainer.training.rehearsal import main as rehearse
+from trainer.training.verify_resume import main as rehearse
 
-ENGINE = "trainer.training.engine"
+ENGINE = "trainer.training.engine.engine"
 
 
 def outcome(config: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def test_training_learns_what_is_in_the_text(done: dict[str, Any]) -> None:
 
 def test_every_token_but_padding_is_trained_on_once_an_epoch(done: dict[str, Any]) -> None:
     store = TokenStore.open(Path(done["volume"]) / "tokens" / "tiny")
-    once = trained_tokens(store.lengths[: store.manifest.num_train_contexts])
+    once = store.trained_tokens(np.arange(store.manifest.num_train_contexts))
     assert outcome(done)["result"]["tokens"] == 2 * once
 
 
@@ -102,12 +101,12 @@ def test_no_resume_puts_the_old_run_aside(tmp_path: Path) -> None:
     config = make_config(make_volume(tmp_path), epochs=1, attempt="first")
     assert run_step("finetune", config) == 0
     again = config | {"no_resume": True, "attempt": "second"}
-    strike = Strike("trainer.training.final:golden_answers", signum=signal.SIGTERM)
+    strike = Strike("trainer.training.save.final:golden_answers", signum=signal.SIGTERM)
     assert run_step("finetune", again, strike) == 143
     assert len(list((tmp_path / "run" / "replaced").iterdir())) == 1
-    assert run_step("finetune", again) == 0  # the same attempt goes on
+    assert run_step("finetune", again) == 0  # the same attempt continues
     assert len(list((tmp_path / "run" / "replaced").iterdir())) == 1
-    assert "goes on from step 6 of 6" in log_of(config)
+    assert "resumes from step 6 of 6" in log_of(config)
 
 
 def test_a_context_longer_than_the_model_takes_is_refused(tmp_path: Path) -> None:
@@ -187,6 +186,14 @@ def test_samples_are_of_the_same_model_in_every_stage(tmp_path: Path) -> None:
         found.append(read_lines(volume / name / "samples.jsonl"))
     assert [line["step"] for line in found[0]] == [0, 4, 6]
     assert found[0] == found[1]
+
+
+def test_no_samples_are_written_where_none_are_wanted(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path)
+    (volume / "prompts.txt").write_text("w3 w4\n", encoding="utf-8")
+    config = make_config(volume, epochs=1, prompt_file="prompts.txt")
+    assert run_step("finetune", config | {"sampling": {"prompt_samples": 0}}) == 0, log_of(config)
+    assert not list(read_lines(volume / "run" / "samples.jsonl"))
 
 
 def test_curves_have_each_step_once_after_going_on(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.training.volume import CONTEXT, make_model, make_tokenizer
-from trainer.generation import prompt_ids, read_prompts, sample
-from trainer.topics import SamplingConfig
+from trainer.contract.step_configs import SamplingConfig
+from trainer.models.generation import prompt_ids, read_prompts, sample
 
 SAMPLING = SamplingConfig(prompt_tokens=6, prompt_samples=3)
 
@@ -49,3 +49,19 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(model: Any) -> None:
 
 def test_prompt_files_have_one_prompt_a_line_with_escaped_breaks() -> None:
     assert read_prompts("one\\ntwo\n\n three\n") == ["one\ntwo", " three"]
+
+
+def test_it_tells_how_much_is_written_and_writes_the_same() -> None:
+    model, told = make_model("gptj").eval(), []
+    asked = ["w3 w4", "w5"]
+    quiet = sample(model, make_tokenizer(), asked, SAMPLING, seed=1)
+    counted = sample(
+        model, make_tokenizer(), asked, SAMPLING, seed=1, on_token=lambda *d: told.append(d)
+    )
+    assert counted == quiet
+    total = 2 * SAMPLING.prompt_tokens
+    assert {each for _, each in told} == {total}
+    done = [number for number, _ in told]
+    assert done == sorted(done)
+    assert done[0] == 0 and done[-1] == total
+    assert len({*done}) > 3

@@ -15,13 +15,13 @@ import pytest
 from tests.training import forking
 from tests.training.forking import Strike, log_of, run_step, start_step, wait_for
 from tests.training.volume import CONTEXT, make_config, make_volume, read_lines
-from trainer.checkpoints import read_manifest, verify
-from trainer.errors import EXIT_TERMINATED
-from trainer.memory_model import GIB, Setting, host_bytes
-from trainer.model_shape import ModelShape
-from trainer.training import launch
+from trainer.contract.errors import EXIT_INCOMPLETE, EXIT_TERMINATED
+from trainer.contract.sealed_folder import read_manifest, verify
+from trainer.planning.memory_model import GIB, Setting, host_bytes
+from trainer.planning.model_shape import ModelShape
+from trainer.training.processes import launch
 
-ENGINE = "trainer.training.engine"
+ENGINE = "trainer.training.engine.engine"
 
 
 def test_one_process_that_dies_ends_the_step_and_leaves_none_behind(tmp_path: Path) -> None:
@@ -31,6 +31,23 @@ def test_one_process_that_dies_ends_the_step_and_leaves_none_behind(tmp_path: Pa
     assert "training process 1 of 2 ended with signal SIGKILL" in log_of(config)
     leftovers = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
     assert leftovers.stdout == ""
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None
+sys.argv = ["launch", {folder!r}, "0", "2", "{launcher}"]
+runpy.run_module("trainer.training.processes.launch", run_name="__main__")
+"""
+
+
+def test_a_package_that_a_training_process_lacks_is_told_as_that(tmp_path: Path) -> None:
+    """Else Kubernetes would request its GPUs again, for the same error."""
+    code = WITHOUT_TORCH.format(folder=str(tmp_path), launcher=os.getpid())
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == EXIT_INCOMPLETE, done.stderr
+    with pytest.raises(ImportError, match="torch"):
+        launch._result(tmp_path, [EXIT_INCOMPLETE, -signal.SIGKILL], 0, "")
 
 
 def planned_gib(config: dict[str, Any]) -> float:

@@ -4,15 +4,18 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.training.forking import Strike, log_of, run_step
-from tests.training.volume import make_config, make_volume
-from trainer.checkpoints import verify
+from tests.training.volume import VOCABULARY, make_config, make_model, make_volume, read_lines
+from trainer.contract.sealed_folder import verify
+from trainer.contract.topics import LoraConfig
+from trainer.training.engine.adapters import add_adapters
 
-ENGINE = "trainer.training.engine"
+ENGINE = "trainer.training.engine.engine"
 
 
 def test_lora_trains_adapters_alone_and_merges_them(tmp_path: Path) -> None:
@@ -42,6 +45,63 @@ def test_lora_trains_adapters_alone_and_merges_them(tmp_path: Path) -> None:
     [manifest] = (runs[0] / "checkpoints").glob("step-00000012/manifest.json")
     size = sum(f["bytes"] for f in json.loads(manifest.read_text())["files"].values())
     assert size < sum(w.numel() * 12 for w in base.values()) / 4
+
+
+def make_tied(volume: Path) -> Path:
+    """A volume with a Llama whose head is its embedding, as far from zero as a trained one."""
+    make_volume(volume, "llama")
+    model = make_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20)
+    model.save_pretrained(volume / "models" / "tiny")
+    return volume
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_a_tied_layer_changes_one_end_alone(tmp_path: Path, layer: str) -> None:
+    volume = make_tied(tmp_path)
+    lora = {"rank": 4, "target_modules": ["q_proj", layer]}
+    config = make_config(volume, lora=lora, learn_rate=0.02)
+    assert run_step("finetune", config) == 0, log_of(config)
+    config = {k: config[k] for k in ("volume", "run_name", "model", "tokens")}
+    assert run_step("evaluate", config | {"sampling": {"prompt_tokens": 2}}) == 0, log_of(config)
+    losses = [x["eval_loss"] for x in read_lines(volume / "run/metrics.jsonl") if "eval_loss" in x]
+    report = json.loads((volume / "run/evaluation.json").read_text())
+    assert report["loss"] == pytest.approx(losses[-1], rel=1e-5)
+    assert abs(report["base_loss"] - report["loss"]) > 0.01  # else it would prove nothing
+    merged = load_file(volume / "run/final/model.safetensors")
+    assert not torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+
+
+def test_a_model_that_peft_does_not_know_gets_adapters_on_all_layers_but_the_head(
+    tmp_path: Path,
+) -> None:
+    config = AutoConfig.for_model(
+        "olmo2",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
+    adapted = add_adapters(AutoModelForCausalLM.from_config(config), LoraConfig(), "tiny", 0)
+    with_adapter = {n.split(".")[-4] for n, _ in adapted.named_parameters() if "lora_A" in n}
+    attention, feed_forward = (
+        {"q_proj", "k_proj", "v_proj", "o_proj"},
+        {"gate_proj", "up_proj", "down_proj"},
+    )
+    assert with_adapter == attention | feed_forward
+
+
+def test_mamba_gets_adapters_where_peft_takes_them() -> None:
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4
+    )
+    adapted = add_adapters(AutoModelForCausalLM.from_config(config), LoraConfig(), "tiny", 0)
+    with_adapter = {n.split(".")[-4] for n, _ in adapted.named_parameters() if "lora_A" in n}
+    assert with_adapter == {"in_proj", "x_proj", "dt_proj"}
 
 
 def test_lora_names_what_it_cannot_adapt(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 
 from tests.training.volume import CONTEXT, VOCABULARY, make_model
 from trainer.models import empty_model, load_model
-from trainer.training import loss as loss_module
-from trainer.training.loss import CausalLoss
+from trainer.training.engine import loss as loss_module
+from trainer.training.engine.loss import CausalLoss
 
 ARCHITECTURES = ["gptj", "neox", "llama"]
 

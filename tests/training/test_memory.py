@@ -15,18 +15,19 @@ from transformers import AutoModelForCausalLM
 from tests.training.forking import Strike, ended_with, log_of, run_step
 from tests.training.memory_peaks import BATCH, CONTEXT, KINDS, Kind, configuration
 from tests.training.volume import make_config, make_volume
-from trainer.config import FinetuneConfig
-from trainer.errors import DoesNotFitError, RequestError
-from trainer.memory_choice import USABLE_SHARE
-from trainer.memory_model import CONTEXT_BYTES, Setting, gpu_bytes
-from trainer.model_shape import ModelShape, adapter_parameters
-from trainer.topics import LoraConfig, OptimizerConfig
-from trainer.training import sizing as sizing_module
+from trainer.contract.errors import DoesNotFitError, RequestError
+from trainer.contract.step_configs import FinetuneConfig
+from trainer.contract.topics import LoraConfig, OptimizerConfig
+from trainer.planning.lora_counts import adapter_parameters
+from trainer.planning.memory_choice import USABLE_SHARE
+from trainer.planning.memory_model import CONTEXT_BYTES, Setting, gpu_bytes
+from trainer.planning.model_shape import ModelShape
 from trainer.training import step
-from trainer.training.adam import compiling_alone
-from trainer.training.adapters import add_adapters
-from trainer.training.loss import CausalLoss
-from trainer.training.sizing import Sizing, confirmed, fit
+from trainer.training.engine.adam import compiling_alone
+from trainer.training.engine.adapters import add_adapters
+from trainer.training.engine.loss import CausalLoss
+from trainer.training.limits import sizing as sizing_module
+from trainer.training.limits.sizing import Sizing, confirmed, fit
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sizing(folder: Path, mib: float, **changes: Any) -> Sizing:
     """What is chosen for a GPU that has so many MiB to plan with beside what CUDA takes."""
     config = FinetuneConfig(volume="v", model="m", tokens="t", **changes)
-    return fit(config, folder, CONTEXT, int((mib * 2**20 + CONTEXT_BYTES) / USABLE_SHARE), "bf16")
+    return fit(
+        config, folder, CONTEXT, 10**6, int((mib * 2**20 + CONTEXT_BYTES) / USABLE_SHARE), "bf16"
+    )
 
 
 def test_the_least_costly_way_that_fits_is_chosen(folder: Path) -> None:
@@ -101,18 +104,23 @@ def test_adapters_are_counted_as_peft_makes_them(architecture: str, targets: lis
         known = [t for t in targets if any(t in name for name, _ in model.named_modules())]
         add_adapters(model, LoraConfig(rank=4, target_modules=known), "the model", seed=0)
     made = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert adapter_parameters(ModelShape.from_config(config.to_dict()), 4, known) == made
+    assert (
+        adapter_parameters(
+            ModelShape.from_config(config.to_dict()), {"rank": 4, "target_modules": known}
+        )
+        == made
+    )
 
 
 def full_memory(monkeypatch: pytest.MonkeyPatch, most: int, checkpointing: bool = True) -> None:
     """Have steps of more than `most` contexts at a time run out of memory, as on a GPU."""
     whole = CausalLoss.forward
 
-    def forward(self: CausalLoss, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self: CausalLoss, ids: torch.Tensor, *more: Any) -> torch.Tensor:
         saves = getattr(self.model, "is_gradient_checkpointing", False)
         if len(ids) > most or (checkpointing and not saves):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return whole(self, ids, lengths)
+        return whole(self, ids, *more)
 
     monkeypatch.setattr(CausalLoss, "forward", forward)
     monkeypatch.setattr(step, "has_gpu", lambda: True)
@@ -124,9 +132,9 @@ def full_memory(monkeypatch: pytest.MonkeyPatch, most: int, checkpointing: bool 
 def test_out_of_memory_steps_down_until_a_real_step_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    # 512 contexts would fit by the memory model.
+    # 512 contexts would fit by the memory model. For three steps no batch becomes smaller.
     changes = {"batch_size": -1, "batch_size_divisor": 128.0, "processes": processes}
-    config = make_config(make_volume(tmp_path), epochs=1, **changes)
+    config = make_config(make_volume(tmp_path), schedule={"max_steps": 3}, **changes)
     with monkeypatch.context() as patch:
         full_memory(patch, most=2, checkpointing=False)
         strike = Strike("trainer.training.loop:Loop._train", 2, signum=signal.SIGTERM)
@@ -142,7 +150,7 @@ def test_out_of_memory_steps_down_until_a_real_step_fits(
 def test_where_one_context_is_too_much_layers_are_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"batch_size": -1, "batch_size_divisor": 256.0}
+    changes = {"batch_size": -1, "batch_size_divisor": 256.0, "schedule": {"max_steps": 1}}
     config = make_config(make_volume(tmp_path), epochs=1, **changes)
     full_memory(monkeypatch, most=1)
     assert run_step("finetune", config) == 0, log_of(config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.embedded_server import free_port
+from flows.cli.prefect_server import free_port
 from tests.training.forking import (
     Strike,
     log_of,
@@ -21,12 +21,12 @@ from tests.training.forking import (
     wait_for,
 )
 from tests.training.volume import make_config, make_volume, read_lines
-from trainer.errors import LostNodeError, RequestError
-from trainer.training import launch, nodes
-from trainer.training.nodes import RANK_VARIABLE, Group, meet
-from trainer.training.records import MEASURED
+from trainer.contract.errors import LostNodeError, RequestError
+from trainer.training.processes import launch, nodes
+from trainer.training.processes.nodes import RANK_VARIABLE, Group, meet
+from trainer.training.save.records import MEASURED
 
-ENGINE = "trainer.training.engine"
+ENGINE = "trainer.training.engine.engine"
 KILLED, STOPPED, LOST = -signal.SIGKILL, 143, 75
 
 
@@ -68,17 +68,20 @@ def test_nodes_that_end_in_turn_train_what_one_node_with_as_many_processes_train
         # A process of the second node is killed: that node failed, the first only lost it.
         ((None, Strike(f"{ENGINE}:Engine.step", 3, rank=1)), (LOST, 1)),
         # The first node, with the store, is killed.
-        ((Strike("trainer.training.looking:held_out_loss", 1), None), (KILLED, LOST)),
+        (
+            (Strike("trainer.training.record.validate_and_sample:held_out_loss", 1), None),
+            (KILLED, LOST),
+        ),
         # The first node is evicted: all save, and only it was stopped.
         ((Strike(f"{ENGINE}:Engine.step", 1, signum=signal.SIGTERM), None), (STOPPED, LOST)),
         # The first node is killed while it alone writes the final model.
-        ((Strike("trainer.training.final:seal", 1), None), (KILLED, LOST)),
+        ((Strike("trainer.training.save.final:seal", 1), None), (KILLED, LOST)),
     ]
     for strikes, codes in rounds:
         assert start_both(config, *strikes) == codes, log_of(config)[-5000:]
     assert start_both(config, None, None) == (0, 0), log_of(config)[-5000:]
     assert comparable(config) == comparable(whole)
-    # Whoever comes later, alone, finds it done and waits for nobody.
+    # A later process, alone, finds it done and waits for none.
     os.environ[RANK_VARIABLE] = "1"
     assert run_step("finetune", config) == 0
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_linear_schedule_with_warmup
 
-from trainer.training.order import Order
+from trainer.training.data.order import Order
 from trainer.training.plan import TrainingPlan
 
 

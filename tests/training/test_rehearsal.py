@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 from tests.training.forking import log_of, run_forked, run_step
 from tests.training.volume import make_config, make_volume
-from trainer.checkpoints import seal
-from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.tensors import write_tensors
-from trainer.training import rehearsal
-from trainer.training.rehearsal import main
+from trainer.contract.checkpoints import name_of
+from trainer.contract.sealed_folder import seal
+from trainer.training import verify_resume as rehearsal
+from trainer.training.verify_resume import main
 
 RUN = "run"
 
@@ -51,7 +51,7 @@ def test_a_run_of_two_processes_is_proven_and_left_alone(home: Path) -> None:
     before = contents(volume)
 
     def killed_halfway() -> int:
-        rehearsal._train = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
+        rehearsal.train_again = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
         return main([str(volume), RUN])
 
     assert run_forked(volume, killed_halfway)[0] == -signal.SIGKILL
@@ -63,9 +63,9 @@ def test_a_run_of_two_processes_is_proven_and_left_alone(home: Path) -> None:
     assert not left_behind(volume)
 
 
-def with_other_numbers(volume: Path, name: str, change: Any) -> None:
+def with_other_numbers(volume: Path, name: str, change: Any, step: int = 12) -> None:
     """Alter a tensor of the last checkpoint, and seal it again as if it had been written so."""
-    place = volume / RUN / "checkpoints" / name_of(12)
+    place = volume / RUN / "checkpoints" / name_of(step)
     about = json.loads((place / "manifest.json").read_text())
     for key in ("format", "files", "manifest_sha256"):
         del about[key]

@@ -13,11 +13,15 @@ from safetensors.torch import load_file
 
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_volume, read_lines
-from trainer.checkpoints import read_manifest, verify_run
-from trainer.training.records import MEASURED
-from trainer.training.stopping import too_late
+from trainer.contract.checkpoints import verify_run
+from trainer.contract.sealed_folder import read_manifest
+from trainer.training.limits.stopping import too_late
+from trainer.training.save.records import MEASURED
 
-ENGINE, LOOKING, SAVING = (f"trainer.training.{name}" for name in ("engine", "looking", "saving"))
+ENGINE, LOOKING, SAVING = (
+    f"trainer.training.{name}"
+    for name in ("engine.engine", "record.validate_and_sample", "save.saving")
+)
 
 # In order: each begins where the one before left off. 21 contexts, 4 a step: 6 steps an epoch.
 PLACES = [
@@ -34,14 +38,14 @@ PLACES = [
     Strike(f"{LOOKING}:sample", 1, signum=signal.SIGTERM),  # at step 6, an epoch's edge
     Strike(f"{ENGINE}:Engine.step", 1, signum=signal.SIGTERM),  # saves in epoch 2
     Strike(
-        "trainer.training.adam:ClippingAdamW.step", 1, after=True
+        "trainer.training.engine.adam:ClippingAdamW.step", 1, after=True
     ),  # weights changed, nothing else
     Strike(f"{LOOKING}:held_out_loss", 1),
     Strike(f"{LOOKING}:held_out_loss", 1, signum=signal.SIGTERM),
     Strike(f"{ENGINE}:Engine.loss", 2, after=True),
-    Strike("trainer.checkpoints.folder:shutil.rmtree", 1),  # a pruned one half deleted
-    Strike("trainer.training.final:golden_answers", 1),
-    Strike("trainer.training.final:seal", 1),
+    Strike("trainer.contract.checkpoints:shutil.rmtree", 1),  # a pruned one half deleted
+    Strike("trainer.training.save.final:golden_answers", 1),
+    Strike("trainer.training.save.final:seal", 1),
 ]
 
 
@@ -100,6 +104,24 @@ def test_killed_at_every_place_it_is_the_unbroken_run(tmp_path: Path) -> None:
     assert_same(broken, whole)
 
 
+def test_a_run_without_checkpoints_within_has_a_curve_and_the_same_weights(tmp_path: Path) -> None:
+    whole, broken = unbroken(tmp_path, save_steps=500), _config(tmp_path / "b", save_steps=500)
+    plain = _config(tmp_path / "plain", save_steps=0)
+    for config in (whole, plain):
+        assert run_step("finetune", config) == 0, log_of(config)[-3000:]
+    strikes = [Strike(f"{ENGINE}:Engine.step", 5, after=True)]
+    strikes += [Strike(f"{ENGINE}:Engine.step", 3, signum=signal.SIGTERM, after=True)]
+    kill_and_go_on(broken, strikes)
+    assert_same(broken, whole)
+    found, expected = (comparable(Path(c["volume"]) / "run") for c in (whole, plain))
+    points = [line["step"] for line in found["metrics"] if "eval_loss" in line]
+    assert points == [1, 2, 3, 4, 6, 7, 8, 9, 10, 12]
+    assert [line["step"] for line in expected["metrics"] if "eval_loss" in line] == [12]
+    common = [m for m in found["metrics"] if "loss" in m or m["step"] == 12]
+    assert common == expected["metrics"]
+    assert all(found[name] == expected[name] for name in ("weights", "samples", "golden"))
+
+
 def test_one_process_resumes_exactly_in_the_store_s_order(tmp_path: Path) -> None:
     changes = {"zero_stage": 3, "gradients": 1, "batch_size": 4, "no_shuffle": True}
     whole, broken = unbroken(tmp_path, **changes), _config(tmp_path / "broken", **changes)
@@ -138,7 +160,7 @@ def test_the_time_after_a_signal_has_to_do_for_the_step_and_what_is_under_way() 
     assert not too_late(step_seconds=300, save_seconds=0, is_saving=True, grace_seconds=120)
     assert not too_late(step_seconds=60, save_seconds=50, is_saving=False, grace_seconds=120)
     said = too_late(step_seconds=60, save_seconds=50, is_saving=True, grace_seconds=120)
-    assert said.startswith("a step and a checkpoint after the one under way take 160 s, but 120 s")
+    assert said.startswith("a step and a checkpoint after the one running take 160 s, but 120 s")
     said = too_late(step_seconds=80, save_seconds=50, is_saving=False, grace_seconds=120)
     assert said.startswith("a step and a checkpoint take 130 s")
 
@@ -171,7 +193,8 @@ def test_a_process_whose_launcher_died_while_it_was_loading_trains_nothing(tmp_p
         "launcher = os.getpid()\n"
         "if os.fork(): os._exit(0)\n"
         "while os.getppid() == launcher: time.sleep(0.01)\n"
-        "words = ['-m', 'trainer.training.launch', sys.argv[1], '0', '1', str(launcher)]\n"
+        "launch = ['-m', 'trainer.training.processes.launch']\n"
+        "words = [*launch, sys.argv[1], '0', '1', str(launcher)]\n"
         "os.execv(sys.executable, [sys.executable, *words])\n"
     )
     ran = subprocess.run(

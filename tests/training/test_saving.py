@@ -1,5 +1,6 @@
 """Checkpoints written behind training: on a full disk, from where they are, by a broken thread."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.small_disk import small_disk
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_volume, read_lines
-from trainer.checkpoints import newest_good, steps_there, verify, verify_run
-from trainer.checkpoints.folder import name_of
 from trainer.checkpoints.tensors import SliceReader
-from trainer.topics import CheckpointsConfig
-from trainer.training import retrying
-from trainer.training.partitions import KINDS, Slice
-from trainer.training.records import Records
-from trainer.training.saving import Saver
-from trainer.training.tracking import TensorBoard
+from trainer.contract.checkpoints import name_of, newest_good, steps_there, verify_run
+from trainer.contract.sealed_folder import verify
+from trainer.contract.topics import CheckpointsConfig
+from trainer.training.engine.partitions import KINDS, Slice
+from trainer.training.record.tensorboard import TensorBoard
+from trainer.training.save import retrying
+from trainer.training.save.records import Records
+from trainer.training.save.saving import Saver
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-FAST = "trainer.training.retrying:RETRY_SECONDS=0.05"
+FAST = "trainer.training.save.retrying:RETRY_SECONDS=0.05"
 # Killed by the thread that has just sealed step 4, so there are two checkpoints for sure.
-STOPPED_AT_4 = Strike("trainer.training.saving:seal", 2, after=True)
+STOPPED_AT_4 = Strike("trainer.training.save.saving:seal", 2, after=True)
 
 
 def fill(disk: Path, leave_bytes: int) -> Path:
@@ -54,10 +55,16 @@ def test_a_full_disk_fails_the_run_but_keeps_the_last_good_checkpoint(disk: Path
     ballast = fill(disk, 100_000)  # a checkpoint takes 380 kB
     assert run_step("finetune", config, setting=FAST) == 1
     assert "a checkpoint can't be written ([Errno 28] the volume lacks 0.3 MiB" in log_of(config)
-    assert "a checkpoint could not be written" in log_of(config)
+    said = log_of(config)
+    # One sentence: what is needed, what is free, what can be freed; and before it trains.
+    figures = r"3\d\d\.\d kB are needed and \d+\.\d kB are free"
+    sentence = rf"the volume is full \({figures}\); `finetune prune"
+    assert re.search(rf"a checkpoint could not be written: {sentence}", said), said
+    assert re.search(rf"warning: the next checkpoint has no room: {sentence}", said), said
     assert newest_good(run / "checkpoints")[0] == run / "checkpoints" / "step-00000004"
     ballast.unlink()
     assert run_step("finetune", config) == 0, log_of(config)
+    assert log_of(config).count("has no room") == 2  # as text and as a notice, of that time alone
     assert not any(verify_run(run).values())
 
 

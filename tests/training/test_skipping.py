@@ -62,6 +62,6 @@ def test_after_three_bad_steps_it_goes_back_once_and_then_stops(tmp_path: Path) 
     assert "The run goes back to step-00000004, once." in log
     assert "take a lower learn_rate" in log
     assert log.count("\nstep 5 was left out") == 2
-    assert run_step("finetune", config) == 1  # by whoever tries again what failed
+    assert run_step("finetune", config) == 1  # by a retry of what failed
     assert log_of(config).count("The run goes back") == log.count("The run goes back")
     assert log_of(config).count("\nstep 5 was left out") == 3

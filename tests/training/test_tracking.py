@@ -13,16 +13,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from wandb.proto.wandb_internal_pb2 import Record
 
-from infra.catalogue import load_gpus
 from tests.fetch.conftest import Step, step  # noqa: F401 - fixture
 from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import make_config, make_model, make_volume, read_lines
-from trainer.events import parse_event
-from trainer.model_shape import ModelShape
-from trainer.training.flops import peak_flops, step_flops
-from trainer.training.pace import RECENT, Pace, times_left
+from trainer.contract.events import parse_event
+from trainer.planning.catalogue import load_gpus
+from trainer.planning.model_shape import ModelShape
+from trainer.planning.operations import peak_flops, step_flops
+from trainer.training.record.timing import RECENT, Pace, times_left
 
-ENGINE = "trainer.training.engine"
+ENGINE = "trainer.training.engine.engine"
 
 
 def tracked_lines(run_folder: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """A small volume to train on: a tiny model of each architecture, a tokenizer, a token store."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainer.tokens.store import DOCUMENT, FILES, FORMAT, Manifest, file_digest
+from trainer.tokens.store import (
+    DOCUMENT,
+    FILES,
+    FORMAT,
+    MASK,
+    Manifest,
+    TokenStore,
+    file_digest,
+)
 
 VOCABULARY = 96
 CONTEXT = 16
+CHAT_TEMPLATE = "{% for m in messages %}{{ 'w1 ' + m.content + ' w2 ' }}{% endfor %}"
 EOT = 0  # padding, too: they are one token, as in the reference
 
 
@@ -79,8 +89,13 @@ def make_volume(
     held_out: int = 4,
     dropout: float = 0.0,
     wide: bool = False,
+    masked: bool = False,
 ) -> Path:
-    """A volume with models/tiny and tokens/tiny; some contexts are shorter than the rest."""
+    """A volume with models/tiny and tokens/tiny; some contexts are shorter than the rest.
+
+    Args:
+        masked: As of chats: about a third of the ids is trained, of each context at least one.
+    """
     model_folder = root / "models" / "tiny"
     make_model(architecture, dropout).save_pretrained(model_folder)
     make_tokenizer().save_pretrained(model_folder)
@@ -89,14 +104,38 @@ def make_volume(
     ids = rng.integers(1, VOCABULARY, (contexts + held_out, CONTEXT))
     ids[:, 1::2] = (ids[:, 0::2] * 7 + 1) % (VOCABULARY - 1) + 1  # something to learn
     ids[np.arange(CONTEXT) >= lengths[:, None]] = EOT
-    write_store(root / "tokens" / "tiny", ids.astype("<u4" if wide else "<u2"), lengths, contexts)
+    trained = None
+    if masked:
+        trained = rng.random(ids.shape) < 1 / 3
+        trained[:, 1] = True
+        trained &= (np.arange(CONTEXT) < lengths[:, None]) & (np.arange(CONTEXT) > 0)
+    stored = ids.astype("<u4" if wide else "<u2")
+    write_store(root / "tokens" / "tiny", stored, lengths, contexts, trained)
     return root
 
 
-def write_store(folder: Path, ids: np.ndarray, lengths: np.ndarray, num_train: int) -> None:
+def write_store(
+    folder: Path,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    num_train: int,
+    trained: np.ndarray | None = None,
+    documents: np.ndarray | None = None,
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Write a store.
+
+    Args:
+        documents: Of the stream; None: each context is one.
+    """
     folder.mkdir(parents=True)
+    names = FILES
+    if trained is not None:
+        names += (MASK,)  # type: ignore[assignment]
+        (folder / MASK).write_bytes(np.packbits(trained, axis=1, bitorder="little").tobytes())
     begins = np.concatenate(([0], np.cumsum(lengths[:-1], dtype="<u8"))).astype("<u8")
-    documents = np.array([(int(b), 0, n) for n, b in enumerate(begins, 1)], dtype=DOCUMENT)
+    if documents is None:
+        documents = np.array([(int(b), 0, n) for n, b in enumerate(begins, 1)], dtype=DOCUMENT)
     for name, array in zip(FILES, (ids, lengths, begins, documents), strict=True):
         (folder / name).write_bytes(array.tobytes())
     fields: dict[str, Any] = dict.fromkeys(Manifest.__dataclass_fields__, 0)
@@ -115,15 +154,43 @@ def write_store(folder: Path, ids: np.ndarray, lengths: np.ndarray, num_train: i
         "tokenizer_digest": "0" * 64,
         "added_tokens": [],
         "encoder": "test",
-        "options": {},
+        "options": options or {},
         "totals": {},
+        "left_out": {},
         "sources": [{"path": "dataset/made-up.txt"}],
         "digests": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
-            for name in FILES
+            for name in names
         },
+        "chat": {} if trained is None else {"template": CHAT_TEMPLATE},
     }
     (folder / "manifest.json").write_text(Manifest(**fields).to_json(), encoding="utf-8")
+
+
+def make_packed_volume(
+    root: Path, architecture: str = "gptj", together: int = 2, **more: Any
+) -> Path:
+    """The masked volume's records in contexts of twice their length, `together` in each."""
+    make_volume(root, architecture, contexts=20, masked=True, **more)
+    store = TokenStore.open(root / "tokens" / "tiny")
+    count, each = store.manifest.num_contexts, np.array(store.lengths)
+    kept = store.trained(np.arange(count))
+    assert kept is not None
+    shape = (count // together, 2 * CONTEXT)
+    ids, trained = np.full(shape, EOT, "<u2"), np.zeros(shape, bool)
+    lengths = each.reshape(-1, together).sum(1).astype("<u4")
+    starts = np.cumsum(each) - each
+    for record in range(count):
+        row, begin = record // together, starts[record] - starts[record - record % together]
+        place = slice(begin, begin + each[record])
+        ids[row, place] = store.contexts[record, : each[record]]
+        trained[row, place] = kept[record, : each[record]]
+    documents = np.array([(int(b), 0, n) for n, b in enumerate(starts, 1)], dtype=DOCUMENT)
+    shutil.rmtree(store.folder)
+    packing = {"packing": "documents 1"} if together > 1 else {}
+    train = 20 // together
+    write_store(store.folder, ids, lengths, train, trained, documents, packing)
+    return root
 
 
 def make_config(volume: Path, **changes: Any) -> dict[str, Any]:

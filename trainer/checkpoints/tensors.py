@@ -7,7 +7,7 @@ Source: https://github.com/huggingface/safetensors#format
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,27 +16,32 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from trainer.contract.json_text import parse_json
+
 _WRITE_BYTES = 2**20  # digested, then written: small enough to be in the cache the second time
 _READ_NUMBERS = 2**20  # widened to fp32 at a time
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}  # bytes, by safetensors' names
+# What a checkpoint is written in: numbers are fp32, buffers also counters and masks.
+_NUMPY = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+_NAMES = {np.dtype(kind): name for name, kind in _NUMPY.items()}
 _SYNC_BYTES = 16 * 2**20  # the disk begins with the first part while the next is written
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Write and sync fp32 arrays; return the file's size and digest.
+    """Write and sync arrays; return the file's size and digest.
 
     The digest is there to find damage, which needs no cryptography: XXH3 with 128 bits
     is nine times as fast as SHA-256, and a manifest that anybody may rewrite proves no more.
 
     Args:
         path: Must not exist.
-        arrays: Flat, contiguous, by name.
+        arrays: Flat, contiguous, by name; of a type in _NUMPY.
     """
     header: dict[str, Any] = {}
     offset = 0
     for name, array in arrays.items():
         header[name] = {
-            "dtype": "F32",
+            "dtype": _NAMES[array.dtype],
             "shape": list(array.shape),
             "data_offsets": [offset, offset + array.nbytes],
         }
@@ -116,7 +121,7 @@ class _Piece:
 class SliceReader:
     """Reads any range of any parameter as fp32 from safetensors files, and nothing else of them.
 
-    Of a checkpoint, whoever wrote it, or of a model's folder (`of_model`). What was read is
+    Of a checkpoint of any writer, or of a model's folder (`of_model`). What was read is
     in memory once: files are not mapped, whose pages would count beside it.
     """
 
@@ -129,21 +134,29 @@ class SliceReader:
 
     @classmethod
     def of_model(
-        cls, folder: Path, shapes: Mapping[str, tuple[int, ...]], other_names: Mapping[str, str]
+        cls,
+        paths: Sequence[Path],
+        shapes: Mapping[str, tuple[int, ...]],
+        other_names: Mapping[str, str],
+        buffers: Mapping[str, tuple[int, ...]],
     ) -> "SliceReader | None":
-        """A reader of a Hugging Face folder's weights; None where they aren't these parameters'.
+        """A reader of a model's weight files; None where they aren't these parameters'.
 
         Args:
+            paths: The files that count: `trainer.fetch.weights.weight_files`.
             shapes: Of the parameters by name.
             other_names: Parameter names by what else the same numbers may be called (tied ones).
+            buffers: Shapes of the persistent buffers by name.
         """
         reader = cls(Path())
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in paths:
             for key, piece, shape in _pieces_of(path):
                 name = key if key in shapes else other_names.get(key, "")
                 if shapes.get(name) == shape and piece.dtype in _SIZES:
                     reader._pieces[f"weight/{name}"] = [piece]
-        return reader if len(reader._pieces) == len(shapes) else None
+                if buffers.get(key) == shape and piece.dtype in {**_SIZES, **_NUMPY}:
+                    reader._pieces[f"buffer/{key}"] = [piece]
+        return reader if len(reader._pieces) == len(shapes) + len(buffers) else None
 
     def names(self, kind: str) -> list[str]:
         """The parameters of which there is a `kind`, such as `weight`."""
@@ -171,17 +184,57 @@ class SliceReader:
         if filled != out.size:
             raise ValueError(f"{name} has {filled} of {out.size} numbers from {start} on")
 
+    def buffer(self, name: str) -> np.ndarray:
+        """A persistent buffer, flat, in the type it was written in; 16-bit floats become fp32.
+
+        Raises:
+            ValueError: There is none of this name.
+        """
+        pieces = self._pieces.get(f"buffer/{name}")
+        if not pieces:
+            raise ValueError(f"the buffer {name} is missing")
+        [piece] = pieces
+        if piece.dtype in ("BF16", "F16"):
+            out = np.empty(piece.numel, np.float32)
+            piece.read(0, out)
+            return out
+        raw = np.empty(piece.numel, _NUMPY[piece.dtype])
+        with open(piece.path, "rb", buffering=0) as file:
+            file.seek(piece.offset)
+            _read_all(file, raw.view(np.uint8).data.cast("B"))
+        return raw
+
 
 def _pieces_of(path: Path) -> Iterator[tuple[str, _Piece, tuple[int, ...]]]:
     """The file's tensors: key, place and shape."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     for key, entry in header.items():
         shape = tuple(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
         yield key, _Piece(path, offset, entry["dtype"], 0, math.prod(shape)), shape
+
+
+def equal_in_files(paths: Sequence[Path], one: str, other: str) -> bool:
+    """Whether two tensors of some files have the same type and bytes; also where one is missing."""
+    pieces = {key: piece for path in paths for key, piece, _ in _pieces_of(path)}
+    if one not in pieces or other not in pieces:
+        return True
+    a, b = pieces[one], pieces[other]
+    if (a.dtype, a.numel) != (b.dtype, b.numel):
+        return False
+    with open(a.path, "rb") as first, open(b.path, "rb") as second:
+        first.seek(a.offset)
+        second.seek(b.offset)
+        left = a.numel * _SIZES.get(a.dtype, 1)
+        while left:
+            size = min(left, 2**20)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
 
 
 def _read_all(file: Any, view: memoryview) -> None:

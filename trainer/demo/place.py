@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from trainer.contract.errors import RequestError
+from trainer.contract.files import sync
+from trainer.contract.json_text import parse_json
 from trainer.demo.tales import dataset_files
-from trainer.durable import sync
-from trainer.errors import RequestError
 
 DATASET = "dataset"
 MODEL = "models/demo/gpt-j-tiny"
@@ -53,7 +54,7 @@ def _place(volume: Path, name: str, seed: int, write: Callable[[Path], None]) ->
     if folder.exists():
         missing = _missing(folder, name, seed)
         if not missing:
-            return f"{name}: there already"
+            return f"{name}: cached"
     else:
         missing = None
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -77,7 +78,7 @@ def _place(volume: Path, name: str, seed: int, write: Callable[[Path], None]) ->
 def _missing(folder: Path, name: str, seed: int) -> list[str]:
     """Which of the demo's files are gone from `folder`; refuses a folder of someone else's."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = parse_json((folder / MARKER).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             f"--volume has a folder {name} that the demo did not make (got {folder}). "

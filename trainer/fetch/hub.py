@@ -1,7 +1,7 @@
 """Download a model from the Hugging Face hub: once, resumable, whole or not at all.
 
     models/{org}/{name}/             the model, with the marker `.fetched.json`
-    models/{org}/.{name}.partial/    a download under way or interrupted; the next one goes on
+    models/{org}/.{name}.partial/    a download running or interrupted; the next one continues
     models/{org}/.{name}.lock        held by who downloads
 
 Only safetensors and small text files are fetched. Each file's digest is compared
@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.durable import sync, write_atomically
-from trainer.errors import DamagedError, RequestError
-from trainer.events import notice
+from typing_extensions import TypedDict
+
+from trainer.contract.checkpoints import remove
+from trainer.contract.errors import DamagedError, RequestError
+from trainer.contract.events import notice
+from trainer.contract.files import size_of, sync, write_atomically
+from trainer.contract.json_files import read_object, readable_object
+from trainer.contract.locks import only_one
+from trainer.fetch.checks import refusing_bad_volume
 from trainer.fetch.listing import Listing, RemoteFile, digest_of
-from trainer.fetch.place import refusing_bad_volume
-from trainer.lock import only_one
-from trainer.sizes import size_of
 
 MARKER = ".fetched.json"
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -30,6 +33,14 @@ _HUB_ID = re.compile(rf"^(?P<id>{_PART}(/{_PART})?)(@(?P<revision>[A-Za-z0-9][\w
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 # What is kept free beyond the download: a full disk stops everyone on the volume.
 _SPARE_BYTES = 256 * 1024**2
+
+
+class _File(TypedDict):
+    bytes: int
+
+
+class _Marker(TypedDict):
+    files: dict[str, _File]
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def fetch_from_hub(
         folder.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"waiting for another run that downloads {hub_id.id}"
         with only_one(folder.with_name(f".{folder.name}.lock"), waiting):
-            if _is_complete(folder):  # made by whoever held the lock
+            if _is_complete(folder):  # made by the process that held the lock
                 return folder, False
             # Imports huggingface_hub, so only where it is needed.
             from trainer.fetch.hub_client import list_model
@@ -103,8 +114,10 @@ def _is_complete(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        marker = read_object(folder / MARKER, _Marker)
+    except DamagedError:
+        return False  # the hub is asked what belongs there
+    if marker is None:
         return (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file()
     return all(_has(folder / name, file["bytes"]) for name, file in marker["files"].items())
 
@@ -141,11 +154,11 @@ def _put_back_to_partial(folder: Path, partial: Path) -> None:
     notice(f"{folder.name} is no longer whole: what is missing is downloaded again")
     shutil.rmtree(partial, ignore_errors=True)
     folder.rename(partial)
-    marker = json.loads((partial / MARKER).read_text(encoding="utf-8"))
+    marker = readable_object(partial / MARKER, _Marker) or {"files": {}}
     for name, file in marker["files"].items():
         if not _has(partial / name, file["bytes"]):
             (partial / name).unlink(missing_ok=True)
-    (partial / MARKER).unlink()
+    remove(partial / MARKER)
 
 
 def _check_room(partial: Path, listing: Listing) -> None:

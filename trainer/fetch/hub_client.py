@@ -6,6 +6,7 @@ on the disk, and ends on a signal only after the files it is at.
 """
 
 import contextlib
+import dataclasses
 import fnmatch
 import queue
 import tempfile
@@ -27,10 +28,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
-from trainer.errors import RequestError, StepError
-from trainer.events import notice, progress
+from trainer.contract.errors import RequestError, StepError
+from trainer.contract.events import notice, progress
 from trainer.fetch.listing import Listing, RemoteFile
-from trainer.fetch.weights import INDEX, SINGLE
+from trainer.fetch.weights import INDEX, SINGLE, shard_names
 
 CONFIG = "config.json"
 NUM_THREADS = 4
@@ -60,7 +61,24 @@ def list_model(parameter: str, id: str, revision: str, *, weights: bool, code: b
     if weights:
         wanted += _weight_files(parameter, id, files)
     assert info.sha, "the hub names the commit of every revision"
-    return Listing(id, info.sha, tuple(files[name] for name in sorted(wanted)))
+    listing = Listing(id, info.sha, tuple(files[name] for name in sorted(wanted)))
+    return _of_index(parameter, listing, files) if INDEX in wanted else listing
+
+
+def _of_index(parameter: str, listing: Listing, files: dict[str, RemoteFile]) -> Listing:
+    """The listing with the shards that the model's index names, which it is asked for."""
+    index = _read_file(parameter, listing, files[INDEX])
+    try:
+        names = shard_names(index)
+    except ValueError as error:
+        raise RequestError(f"{parameter} {error} on the hub (got {listing.id}).") from error
+    if missing := [name for name in names if name not in files]:
+        raise RequestError(
+            f"{parameter} lacks {len(missing)} of its {len(names)} weight files on the hub "
+            f"(got {listing.id}, missing: {missing[0]}). Take another revision (MODEL@REVISION)."
+        )
+    wanted = sorted({*(file.name for file in listing.files), *names})
+    return dataclasses.replace(listing, files=tuple(files[name] for name in wanted))
 
 
 def _model_info(parameter: str, id: str, revision: str) -> ModelInfo:
@@ -136,12 +154,12 @@ def _small_files(names: Iterable[str], code: bool) -> list[str]:
 
 
 def _weight_files(parameter: str, id: str, names: Iterable[str]) -> list[str]:
-    """The one file of weights, else the index and its shards."""
+    """The one file of weights, else the index; which shards it names, only its text says."""
     names = list(names)
     if SINGLE in names:
         return [SINGLE]
     if INDEX in names:
-        return [INDEX, *(n for n in names if fnmatch.fnmatchcase(n, "model-*.safetensors"))]
+        return [INDEX]
     raise RequestError(
         f"{parameter} has no safetensors weights on the hub (got {id}). Pickled weights can run "
         "any code when they are loaded. Take a revision that has safetensors (MODEL@REVISION, "
@@ -150,7 +168,7 @@ def _weight_files(parameter: str, id: str, names: Iterable[str]) -> list[str]:
 
 
 def download_files(folder: Path, parameter: str, listing: Listing) -> None:
-    """Fetch what `folder` lacks of `listing`; a file that was begun is gone on with.
+    """Fetch what `folder` lacks of `listing`; a file that was begun is resumed.
 
     Raises:
         RequestError: The hub refuses to hand a file out.
@@ -224,13 +242,18 @@ def read_config(parameter: str, id: str, revision: str, *, weights: bool) -> byt
             f"{parameter} has no {CONFIG} on the hub (got {id}). Without it nobody knows what "
             "kind of model it is. Name another."
         )
+    return _read_file(parameter, listing, found[0])
+
+
+def _read_file(parameter: str, listing: Listing, file: RemoteFile) -> bytes:
+    """A small file's content; nothing is kept."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _download_file(Path(folder), listing, found[0])
+            _download_file(Path(folder), listing, file)
         except _FAILURES as error:
-            _refuse(parameter, id, revision, error)
-            raise StepError(_unreachable(parameter, id, error)) from error
-        return (Path(folder) / CONFIG).read_bytes()
+            _refuse(parameter, listing.id, listing.commit, error)
+            raise StepError(_unreachable(parameter, listing.id, error)) from error
+        return (Path(folder) / file.name).read_bytes()
 
 
 def _join(threads: Iterable[threading.Thread], seconds: float) -> None:

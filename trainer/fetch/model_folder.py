@@ -6,14 +6,16 @@ neither torch nor transformers and runs none of the folder's code.
 
 import importlib.metadata
 import importlib.util
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import RequestError
+from trainer.contract.errors import RequestError
+from trainer.contract.json_text import parse_json
+from trainer.fetch.config_checks import config_problems
 from trainer.fetch.weights import Tensor, count_parameters, read_tensors, weight_files
-from trainer.model_shape import ModelShape
+from trainer.planning.model_shape import ModelShape, positions_of, text_part
 
 # Names of the tensor that turns token ids into vectors, by what they end with:
 # GPT-2, Neo and J; Llama and most others; NeoX; Bloom and Falcon; Mamba.
@@ -24,8 +26,6 @@ _EMBEDDINGS = (
     "word_embeddings.weight",
     "backbone.embeddings.weight",
 )
-# A config's names for the most positions it takes. Models without one (ALiBi) take any.
-_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class ModelFacts:
     """Most tokens in a context; None: the model names no limit."""
     embeddings: int | None
     """Token ids it has vectors for; None: not told."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name; empty where its weights are not in the folder."""
 
 
 def read_model(
@@ -52,16 +54,20 @@ def read_model(
     Raises:
         RequestError: With everything that is wrong with it.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     problems = _code_problems(folder, config, trust_remote_code)
     if weights_elsewhere is not None:
+        problems += config_problems(folder.name, config, {})
         if problems:
             raise RequestError(*problems)
         return _described(folder, config, weights_elsewhere)
     try:
         tensors = read_tensors(folder)
     except ValueError as error:
+        problems += config_problems(folder.name, config, {})
         raise RequestError(*problems, f"model {folder.name} {error}.") from error
+    problems += config_problems(folder.name, config, tensors)
+    problems += shape_problems(folder.name, config, tensors)
     if problems:
         raise RequestError(*problems)
     return ModelFacts(
@@ -70,6 +76,7 @@ def read_model(
         parameters=count_parameters(tensors),
         context_limit=context_limit(config),
         embeddings=_embeddings(config, tensors),
+        tensors=tensors,
     )
 
 
@@ -88,39 +95,55 @@ def _described(folder: Path, config: dict[str, Any], weight_bytes: int) -> Model
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of the model in `folder`.
+
+    Raises:
+        RequestError: There is none, or it is damaged.
+    """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             f"model {folder.name} has no config.json (got {folder}). "
             "A model's folder holds config.json, safetensors weights and a tokenizer."
         ) from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RequestError(f"model {folder.name} has a damaged config.json ({error}).") from error
     if not isinstance(config, dict):
         raise RequestError(f"model {folder.name} has a config.json that is no JSON object.")
     return config
 
 
-def _text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The part that describes the language model, where the model has others too."""
-    part = config.get("text_config")
-    return part if isinstance(part, dict) else config
-
-
 def context_limit(config: dict[str, Any]) -> int | None:
     """Most tokens that the model of a config.json takes, or None where it names no limit."""
-    part = _text_part(config)
-    limits = (part.get(name) for name in _POSITIONS)
-    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    return positions_of(config)
+
+
+def shape_problems(name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+    """Whether the embedding is of another size than the config says."""
+    part = text_part(config)
+    width = next((part[n] for n in ("hidden_size", "n_embd", "d_model") if part.get(n)), None)
+    expected = (part.get("vocab_size"), part.get("word_embed_proj_dim") or width)
+    for key in sorted(tensors, key=len):
+        shape = tensors[key].shape
+        if not key.endswith(_EMBEDDINGS) or len(shape) != 2 or "per_layer" in key:
+            continue
+        if any(e is not None and e != s for e, s in zip(expected, shape, strict=True)):
+            return [
+                f"model {name} has weights of another shape than its config.json says (got "
+                f"{shape[0]} x {shape[1]} for {key}; the config says {expected[0]} tokens of width "
+                f"{expected[1]}). Bring the config.json that belongs to the weights."
+            ]
+        return []
+    return []
 
 
 def _embeddings(config: dict[str, Any], tensors: dict[str, Tensor]) -> int | None:
     for name in sorted(tensors, key=len):
         if name.endswith(_EMBEDDINGS) and len(tensors[name].shape) == 2:
             return tensors[name].shape[0]
-    return _text_part(config).get("vocab_size")
+    return text_part(config).get("vocab_size")
 
 
 def _code_problems(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> list[str]:

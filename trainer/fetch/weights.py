@@ -6,11 +6,13 @@ from its header, and a file that was cut short is found without reading it.
 Source: the format's description in the safetensors project's README.
 """
 
-import json
 import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from trainer.contract.json_text import parse_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -18,6 +20,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LENGTH = struct.Struct("<Q")
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_BYTES |= {"U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"is not a safetensors file, or cut short (got {size:,} bytes)")
         text = file.read(length)
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
         entries.pop("__metadata__", None)
+        tensors = {name: _tensor(entry) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        tensors = {name: Tensor(e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError("has a damaged header") from error
     expected = _LENGTH.size + length + end
@@ -52,16 +56,43 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _tensor(entry: dict[str, Any]) -> Tensor:
+    """An entry of the header, whose shape must fill the place that it names."""
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError("a size is no number")
+    size = _BYTES.get(dtype)
+    if size and size * math.prod(shape) != end - begin:
+        raise ValueError("a shape does not fill its place")
+    return Tensor(dtype, tuple(shape))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there is a file of weights, or one that names them, of any kind."""
+    files = (path.name for path in folder.iterdir())
+    return any(name == INDEX or Path(name).suffix in (".safetensors", *PICKLED) for name in files)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a model in `folder` is loaded from.
 
+    Other files, such as shards of an earlier save or a moving average, do not count.
+
     Raises:
-        ValueError: There are none, only pickled ones, or shards are missing.
+        ValueError: There are none, only pickled ones, or shards are missing, or both the index
+            and a single file claim to be the model.
     """
-    if (folder / SINGLE).is_file():
+    has_single, has_index = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
+    shards = _shards(folder) if has_index else []
+    if has_single and shards not in ([], [folder / SINGLE]):
+        raise ValueError(
+            f"has two sets of weights: {SINGLE}, and {len(shards)} other files that {INDEX} "
+            f"names. Delete the set that is not the model ({SINGLE}, or {INDEX})"
+        )
+    if has_single:
         return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        return _shards(folder)
+    if has_index:
+        return shards
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
     if pickled:
         raise ValueError(
@@ -72,12 +103,23 @@ def weight_files(folder: Path) -> list[Path]:
     raise ValueError(f"has no weights. They are {SINGLE}, or shards named in {INDEX}")
 
 
-def _shards(folder: Path) -> list[Path]:
+def shard_names(index: str | bytes) -> list[str]:
+    """The files that the text of an index names.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     try:
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        names = sorted(set(parse_json(index)["weight_map"].values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a file has no name")
+        return names
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"has a damaged {INDEX} ({error!r})") from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    names = shard_names((folder / INDEX).read_bytes())
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise ValueError(f"has an {INDEX} that names files elsewhere (got {outside[0]!r})")
@@ -102,7 +144,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except ValueError as error:
             raise ValueError(f"has a damaged weight file: {path.name} {error}") from error
     if not (folder / SINGLE).is_file():
-        named = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        named = parse_json((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         lost = sorted(named.keys() - tensors.keys())
         if lost:
             raise ValueError(f"has weight files without {len(lost)} tensors, as {lost[0]!r}")

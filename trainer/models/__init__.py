@@ -5,7 +5,7 @@ they load with torch's `weights_only`. GPT-J gets scaled-dot-product attention (
 Importing this package loads torch and transformers.
 """
 
-from trainer.models.base import load_base
+from trainer.models.base_model import load_base
 from trainer.models.loading import (
     base_dtype,
     empty_model,

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from trainer.errors import DamagedError, RequestError
-from trainer.volume_paths import is_url
+from trainer.contract.addresses import masked
+from trainer.contract.errors import DamagedError, RequestError
+from trainer.contract.volume import is_url
+from trainer.object_store import presigned
 
 
 def load_tensorized(model: Any, place: str) -> Any:
@@ -39,7 +41,9 @@ def load_tensorized(model: Any, place: str) -> Any:
             found = set(tensors.keys())
             tensors.load_into_module(model, filter_func=lambda name: name in wanted)
     except HashMismatchError as error:
-        raise DamagedError(f"tensorizer_uri holds damaged weights ({place}: {error})") from error
+        raise DamagedError(
+            f"tensorizer_uri holds damaged weights ({masked(place)}: {masked(str(error))})"
+        ) from error
     except (OSError, ValueError, NotImplementedError, RuntimeError, struct.error) as error:
         raise _unusable(place, f"it can't be read: {' '.join(str(error).split())}") from error
     model.tie_weights()
@@ -64,8 +68,8 @@ def _refuse_other_model(
 
 def _unusable(place: str, why: str) -> RequestError:
     return RequestError(
-        f"tensorizer_uri has no weights for this model (got {place!r}; {why}). Make it with "
-        "tensorizer's TensorSerializer.write_module() from the same model."
+        f"tensorizer_uri has no weights for this model (got {masked(place)!r}; {why}). Make it "
+        "with tensorizer's TensorSerializer.write_module() from the same model."
     )
 
 
@@ -74,10 +78,5 @@ def _opened(place: str) -> Any:
         return open(place, "rb")
     from tensorizer.stream_io import open_stream
 
-    if not place.startswith("s3://"):
-        return open_stream(place, "rb")
-    import boto3
-
-    found = boto3.Session().get_credentials()
-    keys = (found.access_key, found.secret_key) if found else ("", "")
-    return open_stream(place, "rb", s3_access_key_id=keys[0], s3_secret_access_key=keys[1])
+    # Tensorizer's own S3 client knows no session tokens, and no virtual hosts but CoreWeave's.
+    return open_stream(presigned(place) if place.startswith("s3://") else place, "rb")

@@ -1,8 +1,8 @@
 """Curves of training as one SVG: training and validation loss, and the learning rate."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
-from xml.sax.saxutils import escape
 
 Point = tuple[float, float]
 
@@ -104,7 +104,9 @@ def _line(points: Iterable[Point], colour: str) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text, quote=False)}</text>'
+    )
 
 
 def _svg(parts: Sequence[str]) -> str:

@@ -1,16 +1,17 @@
 """What a report shows, read from the run's folder: plain data for the page."""
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from trainer.checkpoints.folder import name_of, steps_there
-from trainer.memory_model import BESIDE_TENSORS, GIB
-from trainer.plan_facts import step_seconds
+from trainer.contract import run_files
+from trainer.contract.checkpoints import name_of, steps_there
+from trainer.contract.files import size_of
+from trainer.contract.json_files import read_lines, readable_object
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.wording import part_words
+from trainer.plan.facts import step_seconds
+from trainer.planning.memory_model import BESIDE_TENSORS, GIB
 from trainer.report.times import STOPPED, ledger
-from trainer.run_folder import RunFolder
-from trainer.sizes import size_of
 
 # What happens while the trainer's machine is held, and paid for.
 ON_THE_TRAINER = (
@@ -18,15 +19,24 @@ ON_THE_TRAINER = (
     "lost work",
 )
 MOST_FILES = 40
+WHAT_IS_CHECKED = {
+    "final": "at rate 0 final is the base model, buffers too",
+    "loss": "loss and gradients are transformers' own",
+    "causal": "no token sees a later one",
+    "cache": "the built-in server gives what whole passes give",
+    "lora": "a merged LoRA is base plus adapter",
+    "processes": "two processes train as one",
+    "resume": "a resumed run is the unbroken one",
+    "packed": "documents packed into a context have the losses of each alone",
+}
 STEPS = ("fetch", "tokenize", "finetune", "evaluate", "deploy")
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; its last line may be half written, or the file not there."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        yield json.loads(line)
+def exam(run: RunFolder) -> dict[str, str]:
+    """The checks of the model exam and what each found; empty where fetch recorded none."""
+    outcome = run.outcome("fetch")
+    found = (outcome.result or {}).get("exam", {}) if outcome else {}
+    return {WHAT_IS_CHECKED.get(name, name): str(said) for name, said in found.items()}
 
 
 def times(run: RunFolder, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -50,7 +60,7 @@ def plan_against_fact(run: RunFolder, record: Mapping[str, Any]) -> list[tuple[s
     plan = record.get("plan") or {}
     if not plan:
         return []
-    steps = [line for line in read_lines(run.metrics) if "loss" in line]
+    steps = [line for line in read_lines(run.metrics, run_files.Metric) if "loss" in line]
     parts = ledger(run)
     busy = sum(seconds for name, seconds in parts.items() if name != STOPPED)
     held = sum(parts.get(name, 0.0) for name in ON_THE_TRAINER) / 3600
@@ -62,7 +72,7 @@ def plan_against_fact(run: RunFolder, record: Mapping[str, Any]) -> list[tuple[s
         ("contexts", plan["num_contexts"], tokens.get("num_contexts")),
         ("contexts to train on", plan["num_train_contexts"], tokens.get("num_train_contexts")),
         ("steps", plan["steps"], steps[-1]["step"] if steps else None),
-        ("contexts in a micro-batch", plan["batch_size"], _batch_size(record)),
+        ("contexts in a micro-batch", plan["batch_size"], run_files.trained_batch_size(record)),
         ("seconds a step", plan["seconds_per_step"], step_seconds(run.metrics)),
         ("hours of training and evaluating", plan["hours"], held or None),
         ("hours in all", None, busy / 3600 if busy else None),
@@ -85,15 +95,10 @@ def _checkpoint_gib(run: RunFolder) -> float | None:
     return size_of(run.checkpoints / name_of(there[-1])) / GIB if there else None
 
 
-def _batch_size(record: Mapping[str, Any]) -> int | None:
-    asked = record.get("request", {}).get("batch_size", -1)
-    return asked if asked > 0 else record.get("sizing", {}).get("batch_size")
-
-
 def _manifest(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of the run's tokens; empty where the store is gone."""
     path = run.root.parent / str(record.get("tokens", "")) / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return readable_object(path, run_files.TokenManifest) or {}
 
 
 def data(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +114,7 @@ def data(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
             if name in manifest
         }
         | manifest.get("totals", {}),
+        "parts": [(part["name"], part_words(part)) for part in manifest.get("parts", [])],
         "columns": columns,
         "files": [
             ([source.get(name, "") for name in columns], _dropped(source))
@@ -127,13 +133,11 @@ def _dropped(source: Mapping[str, Any]) -> str:
 def samples(run: RunFolder) -> dict[str, list[tuple[int, str]]]:
     """What the model wrote after each prompt, by checkpoint."""
     found: dict[str, list[tuple[int, str]]] = {}
-    for line in read_lines(run.samples):
+    for line in read_lines(run.samples, run_files.Sample):
         found.setdefault(line["prompt"], []).append((line["step"], line["texts"][0]))
     return found
 
 
 def evaluation(run: RunFolder) -> dict[str, Any]:
-    """The evaluate step's report; empty before there is one."""
-    if not run.report.exists():
-        return {}
-    return json.loads(run.report.read_text(encoding="utf-8"))
+    """The evaluate step's report; empty where there is none that can be read."""
+    return readable_object(run.report, run_files.Evaluation) or {}

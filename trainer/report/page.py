@@ -6,10 +6,13 @@ from typing import Any
 
 import jinja2
 
-from trainer.durable import write_atomically
+from trainer.contract import run_files
+from trainer.contract.files import write_atomically
+from trainer.contract.json_files import read_lines
+from trainer.contract.part_losses import forgetting_words
+from trainer.contract.run_folder import RunFolder
 from trainer.report import facts
 from trainer.report.curves import curves_svg
-from trainer.run_folder import RunFolder
 
 NAME = "report.html"
 
@@ -19,6 +22,23 @@ def write_page(run: RunFolder) -> Path:
     path = run.root / NAME
     write_atomically(path, page(run))
     return path
+
+
+def write_page_beside(run: RunFolder, folder: Path) -> Path:
+    """Make the page in another folder, for a volume that takes no writes; where it is."""
+    path = folder / NAME
+    write_atomically(path, page(run))
+    return path
+
+
+def write_page_if_possible(run: RunFolder) -> str:
+    """Make the page anew; why that was not possible, or nothing. `show --open` makes it again."""
+    try:
+        write_page(run)
+    # Whatever is wrong with the report or with the volume, the step's work is done.
+    except Exception as error:  # noqa: BLE001
+        return f"{NAME} could not be written ({type(error).__name__}: {error})"
+    return ""
 
 
 def page(run: RunFolder) -> str:
@@ -40,8 +60,10 @@ def page(run: RunFolder) -> str:
         record=record,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         outcomes=outcomes,
-        curves=curves_svg(facts.read_lines(run.metrics), plan.get("steps")),
+        curves=curves_svg(read_lines(run.metrics, run_files.Metric), plan.get("steps")),
+        exam=facts.exam(run),
         evaluation=facts.evaluation(run),
+        forgot=forgetting_words(facts.evaluation(run).get("parts", [])),
         samples=facts.samples(run),
         data=facts.data(run, record),
         plan=facts.plan_against_fact(run, record),

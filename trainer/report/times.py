@@ -1,18 +1,19 @@
 """Where a run's time went, over all its attempts: a ledger that adds up to the whole.
 
 Every moment from the first orchestrator's start to the last step's end counts once: as
-what the step under way was doing, else as waiting for its image, else for a machine, else
+what the step running was doing, else as waiting for its image, else for a machine, else
 as orchestration, else as stopped. Training that no checkpoint kept counts as lost work.
 """
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from trainer.run_folder import RunFolder
+from trainer.contract import run_files
+from trainer.contract.json_files import readable_object
+from trainer.contract.run_folder import RunFolder
 
 QUEUE, IMAGE, LOST = "queue", "image", "lost work"
 ORCHESTRATION, STOPPED = "orchestration", "stopped"
@@ -35,7 +36,8 @@ class Span:
 
 def ledger(run: RunFolder) -> dict[str, float]:
     """Seconds by part, in the order of a run; empty for a run that left no times."""
-    records = [json.loads(path.read_text()) for path in sorted(run.times.glob("*.json"))]
+    paths = sorted(run.times.glob("*.json"))
+    records = [found for path in paths if (found := readable_object(path, run_files.Times))]
     records.sort(key=lambda record: record["began"])
     flows = [Span(r["flow_began"], r["seen"], {}) for r in records if r["flow_began"]]
     flows += [Span(r["began"], r["seen"], {}) for r in records if r["step"] == "flow"]
@@ -77,7 +79,10 @@ def _by_outcome(run: RunFolder, known: Sequence[Span]) -> list[Span]:
         outcome = run.outcome(step)
         if outcome is None or not outcome.started:
             continue
-        began = datetime.fromisoformat(outcome.started).timestamp()
+        try:
+            began = datetime.fromisoformat(outcome.started).timestamp()
+        except ValueError:
+            continue
         ended = began + outcome.seconds
         if not any(span.began < ended and began < span.ended for span in known):
             found.append(Span(began, ended, {step: outcome.seconds}))
@@ -111,7 +116,12 @@ def add_up(steps: Sequence[Span], others: Mapping[str, Sequence[Span]]) -> dict[
             take(span, {name: 1.0})
     first, last = min(s.began for s in everything), max(s.ended for s in everything)
     take(Span(first, last, {}), {STOPPED: 1.0})
-    return {name: total[name] for name in sorted(total, key=ORDER.index) if total[name] > 0}
+    return {name: total[name] for name in sorted(total, key=_place) if total[name] > 0}
+
+
+def _place(part: str) -> int:
+    """A part's place in the order; one that another version wrote comes last."""
+    return ORDER.index(part) if part in ORDER else len(ORDER)
 
 
 def _free(span: Span, taken: Sequence[tuple[float, float]]) -> float:

@@ -1,1 +1,1 @@
-"""The inference server: continuous batching behind the kserve SDK's model server."""
+"""The inference server: continuous batching behind V1, V2 and OpenAI's routes."""

@@ -1,11 +1,14 @@
 """Load LoRA's adapters beside their base model, without working them into its weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
+from trainer.contract.json_text import parse_json
+from trainer.contract.volume import path_on_volume
 from trainer.models import load_model, load_tokenizer
-from trainer.volume_paths import path_on_volume
+from trainer.models.end_of_text import SETTINGS as END_SETTINGS
 
 SETTINGS = "adapter_config.json"
 
@@ -23,10 +26,13 @@ def load_adapter(volume: str, folder: Path, **options: Any) -> tuple[Any, Any]:
     """
     from peft import PeftModel
 
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings = parse_json((folder / SETTINGS).read_text(encoding="utf-8"))
     base = path_on_volume(volume, "model", settings["base_model_name_or_path"])
     adapted: Any = PeftModel.from_pretrained(load_model(base, **options), str(folder))
     # Training may have had a tokenizer of its own: it is saved beside the merged model.
     has_own = (folder.parent / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(folder.parent if has_own else base)
-    return adapted.base_model.model.eval(), tokenizer
+    model = adapted.base_model.model.eval()
+    if (folder.parent / END_SETTINGS).exists():  # of the merged model: it says what ends a text
+        model.generation_config = GenerationConfig.from_pretrained(folder.parent)
+    return model, tokenizer

@@ -5,15 +5,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints import verify
-from trainer.config import FinetuneConfig, load_step_config
-from trainer.errors import RequestError
+from trainer.contract.errors import RequestError
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.sealed_folder import verify
+from trainer.contract.step_configs import FinetuneConfig, load_step_config
+from trainer.contract.volume import path_on_volume
 from trainer.models import load_tokenizer
-from trainer.run_folder import RunFolder
+from trainer.models.chat_prompts import as_in_store
+from trainer.models.end_of_text import set_end
 from trainer.tokens.store import TokenStore
-from trainer.training.final import checkpointed_model
 from trainer.training.job import Job
-from trainer.volume_paths import path_on_volume
+from trainer.training.save.final import checkpointed_model
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -51,4 +53,6 @@ def load_checkpoint(volume: str, folder: Path) -> tuple[Any, Any]:
     )
     with tempfile.TemporaryDirectory() as adapter:
         model = checkpointed_model(job, folder, Path(adapter))
-    return model.eval(), load_tokenizer(job.tokenizer_path, config.trust_remote_code)
+    set_end(model, job.path("model"), store.manifest.eot_token_id)
+    tokenizer = load_tokenizer(job.tokenizer_path, config.trust_remote_code)
+    return model.eval(), as_in_store(tokenizer, store.manifest)

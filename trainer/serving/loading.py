@@ -12,14 +12,16 @@ import psutil
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trainer.checkpoints.seal import MANIFEST, file_record, read_manifest
-from trainer.config import ServeConfig
-from trainer.errors import RequestError
+from trainer.contract.errors import RequestError
+from trainer.contract.sealed_folder import MANIFEST, file_record, read_manifest
+from trainer.contract.step_configs import ServeConfig
+from trainer.contract.volume import is_url, path_on_volume
 from trainer.models import base_dtype, load_base, load_config, load_tokenizer
+from trainer.models.attention_sizes import head_size, key_heads
 from trainer.serving.adapter import SETTINGS, is_adapter, load_adapter
 from trainer.serving.checkpoint import is_checkpoint, load_checkpoint
-from trainer.serving.gate import TOKENIZER_FILES, tokenizer_digest
-from trainer.volume_paths import is_url, path_on_volume
+from trainer.serving.deploy.gate import TOKENIZER_FILES, tokenizer_digest
+from trainer.serving.how_to_serve import HowToServe
 
 Result = TypeVar("Result")
 
@@ -107,18 +109,23 @@ def max_total_tokens(config: ServeConfig, about: About) -> int:
     return config.max_total_tokens or about.max_positions
 
 
-def max_cached_tokens(model: PreTrainedModel) -> int:
+def max_cached_tokens(model: PreTrainedModel, how: HowToServe) -> int:
     """Tokens whose keys and values fit into half of the memory that is free now.
 
     The other half is for activations, and for buffers while they are made anew.
     """
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    bytes_per_token = 2 * text.num_hidden_layers * heads * size * model.dtype.itemsize
+    bytes_per_token = how.bytes_per_token or _estimated_bytes_per_token(model)
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     return max(1, free // 2 // bytes_per_token)
+
+
+def _estimated_bytes_per_token(model: PreTrainedModel) -> int:
+    """As if each layer held keys and values; 1 where the config names no attention heads."""
+    text = model.config.get_text_config()
+    if not isinstance(getattr(text, "num_attention_heads", None), int):
+        return 1
+    return 2 * text.num_hidden_layers * key_heads(text) * head_size(text) * model.dtype.itemsize
 
 
 def digests(folder: Path) -> dict[str, str]:

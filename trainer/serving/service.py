@@ -1,4 +1,4 @@
-"""What the routes share: the served model, requests checked against it, answers awaited."""
+"""What the routes share: the served model with its limits, and answers awaited."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,23 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from trainer.serving.bodies import ApiError
-from trainer.serving.engine import Engine, QueueFullError
-from trainer.serving.sequences import Event, FinishReason, SequenceRequest, TokenLogprob
-from trainer.serving.vllm_engine import VllmEngine
+from trainer.serving.api.bodies import ApiError, shown
+from trainer.serving.engine.engine import Engine, QueueFullError
+from trainer.serving.engine.sequences import Event, FinishReason, SequenceRequest, TokenLogprob
+from trainer.serving.engine.vllm import VllmEngine
+from trainer.serving.readers import Readers
+from trainer.tokens.model_tokenizer import encode_prompt
+
+MAX_SEQUENCES = 64  # answers to one request: prompts x answers to each
+MIN_TEXT_BYTES = 4096
+MIN_ENTRIES = 1024
+MIN_BODY_BYTES = 2 * 2**20
+MAX_BODY_BYTES = 16 * 2**20
+ID_BYTES = 8  # of a token id in JSON, with its comma
+ESCAPED = 3  # bytes of a character outside ASCII in JSON's escapes, for each of its UTF-8 bytes
+ENGINE_LOOK_SECONDS = 1.0  # between two looks at an engine that tells nothing
+GIVEN_UP_SECONDS = 5.0  # after a request's deadline: the engine has not even said that it is over
+MODEL_FAILED = "the model failed on this request. The server's log says why."
 
 
 @dataclass
@@ -26,33 +39,47 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Service:
-    """A model under its name, ready to be asked."""
+class ServedModel:
+    """What reading a request needs to know of the model: no weights, no engine."""
 
     name: str
-    engine: Engine | VllmEngine
     tokenizer: PreTrainedTokenizerBase
-    dtype: str
     vocabulary: int
-    digests: Mapping[str, str]  # of the model's and the tokenizer's files
-    created: int = field(default_factory=lambda: int(time.time()))
+    max_total_tokens: int  # of prompt and answer together
+    longest_token_bytes: int
 
     @property
-    def max_total_tokens(self) -> int:
-        return self.engine.limits.max_total_tokens
+    def max_text_bytes(self) -> int:
+        """UTF-8 bytes of the longest text that the context could hold."""
+        return max(MIN_TEXT_BYTES, self.max_total_tokens * self.longest_token_bytes)
+
+    @property
+    def max_entries(self) -> int:
+        """Entries of the longest list that a request has a use for: the ids of a prompt."""
+        return max(MIN_ENTRIES, self.max_total_tokens)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of the largest body that this context has a use for.
+
+        That is one prompt for each answer, as token ids or as text in JSON's escapes.
+        """
+        prompt = self.max_total_tokens * max(ID_BYTES, ESCAPED * self.longest_token_bytes)
+        return min(MAX_BODY_BYTES, max(MIN_BODY_BYTES, MAX_SEQUENCES * prompt))
 
     def encode(self, text: str, param: str) -> tuple[int, ...]:
-        """Token ids of a prompt, with the special tokens its tokenizer puts before a text.
+        """Token ids of a prompt, with what its tokenizer puts before a text, as in training.
 
         Raises:
-            ApiError: There is nothing to go on from, or it is too long to be looked at.
+            ApiError: It is empty, or too long for the context.
         """
-        # No token is longer than a few dozen characters in any vocabulary we know, so a text
-        # far beyond that need not be tokenized, which takes seconds for tens of megabytes.
-        if len(text) > 64 * self.max_total_tokens:
+        self.refuse_long(text, param)
+        return self.checked_ids(encode_prompt(self.tokenizer, text), param)
+
+    def refuse_long(self, text: str, param: str) -> None:
+        """Refuse a text that the context can't hold before it is tokenized, which may be slow."""
+        if len(text) > self.max_text_bytes or len(text.encode()) > self.max_text_bytes:
             raise ApiError(400, self._too_long(f"{len(text)} characters", param), param)
-        ids = self.tokenizer(text)["input_ids"]
-        return self.checked_ids(ids, param)
 
     def checked_ids(self, ids: list[int], param: str) -> tuple[int, ...]:
         """Token ids a client sent, or a prompt's, if the model can take them."""
@@ -68,8 +95,8 @@ class Service:
         if wrong:
             raise ApiError(
                 400,
-                f"{param} holds a token id that the model has not (got {wrong[0]}). "
-                f"Ids go from 0 to {self.vocabulary - 1}.",
+                f"{param} holds a token id that the model does not have (got "
+                f"{shown(wrong[0])}). Ids go from 0 to {self.vocabulary - 1}.",
                 param,
             )
         return tuple(ids)
@@ -93,6 +120,31 @@ class Service:
             )
         return wanted
 
+
+def longest_token_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
+    """UTF-8 bytes of the longest token, as the vocabulary writes it: never less than its text."""
+    return max(len(token.encode(errors="replace")) for token in tokenizer.get_vocab())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A model, the processes that read requests for it, and the engine that answers them."""
+
+    model: ServedModel
+    engine: Engine | VllmEngine
+    readers: Readers
+    dtype: str
+    digests: Mapping[str, str]  # of the model's and the tokenizer's files
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.model.tokenizer
+
     async def events(self, requests: list[SequenceRequest]) -> AsyncIterator[list[Event]]:
         """What happens to `requests`, until all are finished; stops them when left early."""
         loop = asyncio.get_running_loop()
@@ -115,7 +167,7 @@ class Service:
         left = len(requests)
         try:
             while left:
-                events = await queue.get()
+                events = await self._next_events(queue, job.deadline + GIVEN_UP_SECONDS)
                 left -= sum(event.finish is not None for event in events)
                 for event in events:
                     self._raise_failure(event)
@@ -123,16 +175,31 @@ class Service:
         finally:
             job.cancel()
 
+    async def _next_events(
+        self, queue: "asyncio.Queue[list[Event]]", deadline: float
+    ) -> list[Event]:
+        """What the engine tells next; it may hang or end without telling anything."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(queue.get(), ENGINE_LOOK_SECONDS)
+            if not self.engine.alive:
+                raise ApiError(500, MODEL_FAILED)
+            if time.monotonic() > deadline:
+                raise self._too_slow()
+
     def _raise_failure(self, event: Event) -> None:
         if event.finish == "timeout":
-            limit = self.engine.limits.request_seconds
-            raise ApiError(
-                504,
-                f"the answer took longer than {limit:g} seconds, which is the limit. "
-                "Ask for fewer tokens.",
-            )
+            raise self._too_slow()
         if event.finish == "error":
-            raise ApiError(500, "the model failed on this request. The server's log says why.")
+            raise ApiError(500, MODEL_FAILED)
+
+    def _too_slow(self) -> ApiError:
+        limit = self.engine.limits.request_seconds
+        return ApiError(
+            504,
+            f"the answer took longer than {limit:g} seconds, which is the limit. "
+            "Ask for fewer tokens.",
+        )
 
     async def answers(self, requests: list[SequenceRequest]) -> list[Answer]:
         """All answers, in the order of `requests`."""

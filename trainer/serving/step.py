@@ -10,11 +10,17 @@ from pathlib import Path
 
 import psutil
 
-from trainer.config import ServeConfig
-from trainer.durable import write_atomically
-from trainer.errors import RequestError, StepError
-from trainer.serving import lease
-from trainer.serving.engine import Engine, Limits
+from trainer.contract.errors import RequestError, StepError
+from trainer.contract.files import write_atomically
+from trainer.contract.step_configs import ServeConfig
+from trainer.contract.volume import path_on_volume, refuse_links_out
+from trainer.serving.access import read_api_key
+from trainer.serving.deploy import lease
+from trainer.serving.deploy.choose_engine import engine_here
+from trainer.serving.engine.engine import Engine, Limits
+from trainer.serving.engine.sequences import SequenceRequest
+from trainer.serving.engine.vllm import VllmEngine
+from trainer.serving.how_to_serve import how_to_serve
 from trainer.serving.loading import (
     About,
     about_folder,
@@ -25,12 +31,11 @@ from trainer.serving.loading import (
     max_total_tokens,
     timed,
 )
-from trainer.serving.sequences import SequenceRequest
+from trainer.serving.read_requests import read_request
+from trainer.serving.readers import Readers
 from trainer.serving.server import listen, serve
-from trainer.serving.service import Service
-from trainer.serving.vllm_engine import VllmEngine
+from trainer.serving.service import ServedModel, Service, longest_token_bytes
 from trainer.steps import StepResult
-from trainer.volume_paths import path_on_volume
 
 
 def run(config: ServeConfig) -> StepResult:
@@ -39,21 +44,32 @@ def run(config: ServeConfig) -> StepResult:
     print(f"imports: {time.time() - begin:.2f} s", flush=True)
     if config.record_file:
         lease.hold(Path(config.record_file))
+    api_key = read_api_key(config.api_key_variable)
     folder = path_on_volume(config.volume, "model", config.model)
     if not folder.is_dir():
         raise RequestError(f"model is not a folder on the volume (got {config.model!r}).")
+    refuse_links_out(config.volume, "model", folder)
     model_digests = timed("digests", lambda: digests(folder))
     _refuse_another_model(config, model_digests["model"])
+    if config.engine == "auto":
+        config = dataclasses.replace(config, engine=engine_here("auto"))
+        print(f"serving.engine=auto takes {config.engine} here", flush=True)
     engine, about = _engine(config, folder)
-    service = Service(
+    model = ServedModel(
         name=config.name,
-        engine=engine,
         tokenizer=engine.tokenizer,
-        dtype=about.dtype,
         vocabulary=about.vocabulary,
+        max_total_tokens=engine.limits.max_total_tokens,
+        longest_token_bytes=longest_token_bytes(engine.tokenizer),
+    )
+    service = Service(
+        model=model,
+        engine=engine,
+        readers=Readers(model, read_request),  # it forks: no thread of the engine may run yet
+        dtype=about.dtype,
         digests=model_digests,
     )
-    engine.start()
+    timed("engine", engine.start)
     timed("first token", lambda: asyncio.run(_answer_once(service)))
     port = int(os.environ.get(config.port_variable) or config.port)
     try:
@@ -70,10 +86,11 @@ def run(config: ServeConfig) -> StepResult:
         if config.ready_file:
             write_atomically(Path(config.ready_file), json.dumps(_ready_record(service, url)))
 
-    serve(service, listening, ready)
+    serve(service, listening, ready, api_key=api_key, origins=config.cors_origins)
+    service.readers.close()
     engine.close()
-    if engine.failure:
-        raise StepError(f"the model stopped answering: {engine.failure}")
+    if failure := engine.failure or service.readers.failure:
+        raise StepError(f"the model stopped answering: {failure}")
     return StepResult(message=f"stopped serving {config.model}")
 
 
@@ -91,14 +108,26 @@ def _engine(config: ServeConfig, folder: Path) -> tuple[Engine | VllmEngine, Abo
         request_seconds=config.request_seconds,
     )
     if config.engine == "vllm":
-        trust = config.trust_remote_code
-        return VllmEngine(folder, tokenizer, limits, about.end_ids, trust_remote_code=trust), about
-    limits = dataclasses.replace(limits, max_cached_tokens=max_cached_tokens(model))
-    return Engine(model, tokenizer, limits, about.end_ids), about
+        vllm = VllmEngine(
+            folder,
+            tokenizer,
+            limits,
+            about.end_ids,
+            trust_remote_code=config.trust_remote_code,
+            dtype=about.dtype,
+            engine_args=config.engine_args,
+        )
+        return vllm, about
+    how = timed("comparison with whole passes", lambda: how_to_serve(model))
+    print(f"how it is served: {how.sentence}", flush=True)
+    if how.way == "vllm_only":
+        raise RequestError(f"model {config.model!r} can't be served here: {how.sentence}.")
+    limits = dataclasses.replace(limits, max_cached_tokens=max_cached_tokens(model, how))
+    return Engine(model, tokenizer, limits, about.end_ids, how), about
 
 
 def _refuse_another_model(config: ServeConfig, digest: str) -> None:
-    """A restarted server must not go on with what was put in its model's place meanwhile."""
+    """A restarted server must not continue with what was put in its model's place meanwhile."""
     if config.model_digest not in ("", digest):
         raise RequestError(
             f"model is not the one that was deployed (got digest {digest} in {config.model!r}). "

@@ -11,7 +11,9 @@ records.py     JSONL and parquet -> documents
 documents.py   what these two speak of
 sanitize.py    text as the rules want it
 cuts.py        where long text may be cut
-vocabulary.py  what the tokenizer is (export.py: transformers' view of it)
+model_tokenizer.py  the tokenizer of a model's folder, as its tokenizer.json says
+vocabulary.py  what packing needs of it (export.py: in a process of its own)
+byte_level.py  how byte-level vocabularies spell bytes
 samples.py     stretches of the corpus, to prove an encoder on
 encoder.py     text -> ids, by the fastest encoder that is proven
 pieces.py      encoded text, kept for the next store

@@ -4,15 +4,18 @@ Kept are: stores that a run's records name, that the caller names, that were use
 a day or are being made, and the pieces that kept stores were made from.
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.errors import DamagedError
-from trainer.lock import if_free, taken
-from trainer.sizes import size_of
+from trainer.contract.errors import DamagedError
+from trainer.contract.files import size_of
+from trainer.contract.json_files import read_bytes
+from trainer.contract.locks import if_free, taken
+from trainer.contract.run_folder import damaged_records
 from trainer.tokens.store import MANIFEST, read_manifest
 
 _CACHE = "cache/tokens"
@@ -82,11 +85,14 @@ def _making(volume: Path) -> bool:
 def _named_by_runs(volume: Path) -> set[str]:
     """Names of stores that stand in the records of any run, finished or not."""
     stores = {folder.name for folder in (volume / "tokens").glob("*")}
+    if damaged_records(volume):
+        return stores
     named = set()
     for pattern in ("*/run.json", "*/outcomes/*.json"):
         for path in volume.glob(pattern):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            named |= {name for name in stores if name in text}
+            with contextlib.suppress(DamagedError):  # run.json names the store, too
+                text = (read_bytes(path) or b"").decode(errors="replace")
+                named |= {name for name in stores if name in text}
     return named
 
 
@@ -100,7 +106,7 @@ def _pieces(volume: Path, gone: Collection[Path], before: float) -> Iterator[Pru
                 manifest, _ = read_manifest(folder)
             except DamagedError:
                 continue
-            used |= {source["sha256"] for source in manifest.sources}
+            used |= {source.get("sha256") for source in manifest.sources}
     for path in sorted((volume / _CACHE / "pieces").glob("*/*")):
         if path.is_file():  # written by a process that was killed
             if path.stat().st_mtime < before:

@@ -1,18 +1,23 @@
 """A store for people: its ledger, and a context as text with its sources marked."""
 
-import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from trainer.errors import RequestError
-from trainer.tokens.store import TokenStore
+from trainer.contract.errors import RequestError
+from trainer.contract.json_text import parse_json
+from trainer.contract.wording import part_words
+from trainer.tokens.store import Manifest, TokenStore
 
 BOUNDARY_MARK = "¶"
+TRAINED_MARKS = "⟦", "⟧"
+"""Around what is trained of a chat or completion."""
 _LONGEST_TABLE = 200
 
 
 def describe(store: TokenStore) -> str:
     """The ledger of a store: what each file gave, and that it adds up."""
-    manifest, totals = store.manifest, store.manifest.totals
+    manifest = store.manifest
     held_out = manifest.num_contexts - manifest.num_train_contexts
     lines = [
         f"{store.folder.name}  {store.digest}",
@@ -24,22 +29,57 @@ def describe(store: TokenStore) -> str:
         "",
         *_table(store),
         "",
+        *_sums_of_manifest(manifest),
+    ]
+    return "\n".join(lines)
+
+
+def _sums_of_manifest(manifest: Manifest) -> list[str]:
+    if manifest.parts:
+        return [_part(part) for part in manifest.parts]
+    return (_sums_of_records if manifest.of_records else _sums)(manifest.totals)
+
+
+def _part(part: dict[str, Any]) -> str:
+    """What a mixture takes of a folder."""
+    begin, end = part["held_out"]
+    return f"{part['name']}: {part_words(part)}; {end - begin:,} contexts held out"
+
+
+def _sums(totals: dict[str, int]) -> list[str]:
+    return [
         f"{totals['encoded']:,} tokens encoded + {totals['repeated']:,} repeated by overlap "
         f"= {totals['in_contexts']:,} in contexts + {totals['boundaries']:,} boundaries "
         f"between two + {totals['sampled_out']:,} sampled out",
         f"{totals['empty_documents']:,} documents were empty, "
         f"{totals['blank_lines']:,} lines of JSONL blank",
     ]
-    return "\n".join(lines)
+
+
+def _sums_of_records(totals: dict[str, int]) -> list[str]:
+    return [
+        f"{totals['encoded']:,} tokens encoded = {totals['in_contexts']:,} in contexts "
+        f"+ {totals['sampled_out']:,} sampled out + {totals['dropped_tokens']:,} in dropped "
+        f"records + {totals['cut_tokens']:,} cut off",
+        f"{totals['in_contexts']:,} in contexts = {totals['trained_tokens']:,} trained "
+        f"+ {totals['masked_tokens']:,} masked",
+        f"of {totals['documents']:,} records {totals['too_long']:,} were too long, "
+        f"{totals['cut']:,} cut, {totals['cut_before_answer']:,} dropped because a cut left no "
+        f"answer; {totals['blank_lines']:,} lines of JSONL blank",
+    ]
 
 
 def _table(store: TokenStore) -> list[str]:
-    columns = ("bytes", "documents", "tokens", "held_out_tokens", "contexts", "repeated")
-    names = ("bytes", "documents", "tokens", "held out", "contexts", "repeated", "dropped", "file")
+    alike = all("trained_tokens" in source for source in store.manifest.sources)
+    repeated = "trained_tokens" if alike else "repeated"
+    columns = ("bytes", "documents", "tokens", "held_out_tokens", "contexts", repeated)
+    last = (repeated.removesuffix("_tokens"), "dropped", "file")
+    names = ("bytes", "documents", "tokens", "held out", "contexts", *last)
     sources = store.manifest.sources
     rows = [names]
     for source in sources[:_LONGEST_TABLE]:
-        dropped = source["dropped"]["boundaries"] + source["dropped"]["sampled_out"]
+        reasons = ("boundaries", "sampled_out", "dropped_tokens", "cut_tokens")
+        dropped = sum(source["dropped"].get(reason, 0) for reason in reasons)
         figures = [*(source[column] for column in columns), dropped]
         rows.append((*(f"{figure:,}" for figure in figures), source["path"]))
     widths = [max(len(row[at]) for row in rows) for at in range(len(names) - 1)]
@@ -55,7 +95,8 @@ def _table(store: TokenStore) -> list[str]:
 def show_context(store: TokenStore, index: int) -> str:
     """Context `index` as text, each part under its file and document.
 
-    Boundary tokens, after which the next context may begin, have a mark before them.
+    Boundary tokens, after which the next context may begin, have a mark before them. What is
+    trained of a chat or completion stands between marks.
 
     Raises:
         RequestError: There is no such context, or the tokenizer's export was deleted.
@@ -72,10 +113,32 @@ def show_context(store: TokenStore, index: int) -> str:
     decode = _decoder(store)
     for span in spans:
         lines.append(f"--- {span.path}, document {span.number}: ids {span.begin} to {span.end - 1}")
+        if (trained := store.trained([index])) is not None:
+            marked = trained[0, span.begin : span.end].tolist()
+            lines.append(_with_trained(decode, ids[span.begin : span.end], marked))
+            continue
         lines.append(_marked(decode, ids[span.begin : span.end], manifest.boundary_token_id))
     if length < manifest.context:
         lines.append(f"--- padding: ids {length} to {manifest.context - 1}")
     return "\n".join(lines)
+
+
+def _with_trained(decode: Callable[..., str], ids: list[int], trained: list[bool]) -> str:
+    """The text of `ids`, with marks around each stretch that is trained."""
+    texts = []
+    for is_trained, begin, end in _stretches(trained):
+        text = decode(ids[begin:end], skip_special_tokens=False)
+        texts.append(text.join(TRAINED_MARKS) if is_trained else text)
+    return "".join(texts)
+
+
+def _stretches(trained: list[bool]) -> Iterator[tuple[bool, int, int]]:
+    """Stretches of one kind, from where to where."""
+    begin = 0
+    for at in range(1, len(trained) + 1):
+        if at == len(trained) or trained[at] != trained[begin]:
+            yield trained[begin], begin, at
+            begin = at
 
 
 def _marked(decode, ids: list[int], boundary: int | None) -> str:  # type: ignore[no-untyped-def]
@@ -93,7 +156,7 @@ def _decoder(store: TokenStore):  # type: ignore[no-untyped-def]
     volume = store.folder.parents[1]
     path = volume / "cache/tokens/tokenizers" / f"{store.manifest.tokenizer_digest}.json"
     try:
-        exported = json.loads(Path(path).read_text(encoding="utf-8"))
+        exported = parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError(
             f"tokenizer of this store is not in the volume's cache any more (got {error}). "

@@ -3,7 +3,7 @@
     python -m trainer tokenize CONFIG.json
 
 A store is found by its key, which is made from content: the files' digests, the
-tokenizer's and the options. Making it goes on from the files that were encoded before.
+tokenizer's and the options. Making it resumes from the files that were encoded before.
 """
 
 import contextlib
@@ -15,24 +15,42 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer import events
-from trainer.config import TokenizeConfig
-from trainer.durable import sync, writer_name
-from trainer.errors import DamagedError, RequestError, StepError
-from trainer.lock import only_one
+from trainer.contract import events
+from trainer.contract.addresses import without_query
+from trainer.contract.checkpoints import remove
+from trainer.contract.errors import DamagedError, RequestError, StepError
+from trainer.contract.files import sync, writer_name
+from trainer.contract.locks import only_one
+from trainer.contract.step_configs import TokenizeConfig
+from trainer.contract.volume import path_on_volume
+from trainer.contract.wording import skipped_words
 from trainer.steps import StepResult
 from trainer.tokens import store as stores
-from trainer.tokens.digests import DigestMemory, nearest
-from trainer.tokens.kept_listing import list_anew, list_once
-from trainer.tokens.records import JSONL_FORMAT
-from trainer.tokens.sources import Source, in_order
-from trainer.tokens.store import Manifest, TokenStore, read_manifest
-from trainer.tokens.vocabulary import tokenizer_digest
-from trainer.volume_paths import path_on_volume
+from trainer.tokens.chat.shapes import (
+    as_arrays,
+    in_words,
+    is_of_records,
+    record_key,
+    record_options,
+    shapes_of,
+)
+from trainer.tokens.encode.vocabulary import tokenizer_digest
+from trainer.tokens.packed.options import PACKED_FORMAT, packed_options
+from trainer.tokens.step_result import step_result
+from trainer.tokens.store import TokenStore, read_manifest
+from trainer.tokens.text.digests import DigestMemory, nearest
+from trainer.tokens.text.kept_listing import list_anew, list_once
+from trainer.tokens.text.records import JSONL_FORMAT
+from trainer.tokens.text.sources import READ, Source, SourceList, in_order
+from trainer.tokens.text.unread_files import left_out_words
+
+if TYPE_CHECKING:
+    from trainer.tokens.encode.crew import Crew
+    from trainer.tokens.store_request import StoreRequest
 
 CACHE = "cache/tokens"
 _HELD_OUT = 2
@@ -51,7 +69,7 @@ def run(config: TokenizeConfig) -> StepResult:
     """
     started = time.monotonic()
     try:
-        return _run(config, started)
+        return _with_left_out(config, _run(config, started))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise RequestError(
@@ -61,33 +79,79 @@ def run(config: TokenizeConfig) -> StepResult:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             raise StepError(
                 f"a file went away while tokens were made (got {error}). Nothing may delete from "
-                "cache/ or tokens/ meanwhile. Run it again: it goes on from what is there."
+                "cache/ or tokens/ meanwhile. Run it again: it resumes from what is there."
             ) from error
         raise
 
 
+def _with_left_out(config: TokenizeConfig, made: StepResult) -> StepResult:
+    """The result, with what `skip` leaves out: what names nothing is refused before training."""
+    if config.skip.is_empty:
+        return made
+    from trainer.tokens.left_out import left_out
+
+    store = TokenStore.open(path_on_volume(config.volume, "tokens", made.result["store"]))
+    found = left_out(store, config.skip, config.volume, config.dataset)
+    assert found is not None
+    words = f"{made.message} To be left out of training: {skipped_words(found.figures)}."
+    result = {**made.result, "left_out": found.figures}
+    return replace(made, result=result, message=words)
+
+
 def _run(config: TokenizeConfig, started: float) -> StepResult:
-    sources, kept = list_once(config.volume, config.dataset, config.listing)
+    return _run_mixture(config, started) if config.data.is_mixture else _run_one(config, started)
+
+
+def _run_mixture(config: TokenizeConfig, started: float) -> StepResult:
+    """The store of several folders, from a store of each."""
+    from trainer.tokens.mixture.making import make_mixture, mixture_key
+    from trainer.tokens.mixture.parts import part_configs
+
+    volume, parts, made = Path(config.volume), [], []
+    for part, of_part in part_configs(config):
+        one = _run_one(of_part, time.monotonic())
+        events.say(f"{part.name}: {one.message}")
+        parts.append(part)
+        made.append(TokenStore.open(volume / one.result["store"]))
+    key = mixture_key(parts, made, config.random_seed)
+    folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
+    memory = _digest_memory(volume, config.dataset)
+    waiting = "Another process is mixing these tokens. Waiting for it."
+    with only_one(volume / CACHE / "locks" / folder.name, waiting):
+        if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
+            return step_result(volume, found, started, reused=True)
+        with _beside(folder) as beside:
+            make_mixture(beside, key, parts, made, config.random_seed)
+        store = TokenStore.open(folder)
+        memory.vouch_for(folder / name for name in store.manifest.files)
+    return step_result(volume, store, started, reused=False)
+
+
+def _run_one(config: TokenizeConfig, started: float) -> StepResult:
+    arrays = config.data.is_of_records
+    sources, kept = list_once(config.volume, config.dataset, config.listing, arrays)
     try:
         return _found_or_made(config, sources, kept, started)
     except StepError as error:
         if not kept:
             raise
         events.notice(f"{error} The dataset is listed again.")
-    sources = list_anew(config.volume, config.dataset, config.listing)
+    sources = list_anew(config.volume, config.dataset, config.listing, arrays)
     return _found_or_made(config, sources, False, started)
 
 
 def _found_or_made(
-    config: TokenizeConfig, sources: list[Source], kept: bool, started: float
+    config: TokenizeConfig, listed: SourceList, kept: bool, started: float
 ) -> StepResult:
     """The store of these files, which were listed by an earlier step if `kept`."""
-    volume = Path(config.volume)
+    volume, left_out = Path(config.volume), listed.left_out
+    if left_out:
+        events.say(f"Left out of the dataset: {left_out_words(left_out)}. {READ}")
     model = path_on_volume(volume, "model", config.model)
     tokenizer = model
     if config.tokenizer:
         tokenizer = path_on_volume(volume, "tokenizer", config.tokenizer)
-    sources = in_order(sources, config.reorder, config.random_seed)
+    sources = in_order(listed, config.reorder, config.random_seed)
     memory = _digest_memory(volume, config.dataset)
     # Its own: another process on this dataset ends, and takes its copies along, when it likes.
     copies = volume / CACHE / "copies" / f"{memory.path.stem}-{writer_name()}"
@@ -97,42 +161,89 @@ def _found_or_made(
         crew = None
         exported = volume / CACHE / "tokenizers" / f"{token_digest}.json"
         if memory.unread_bytes(sources, config.paranoid) > _MANY_BYTES and exported.is_file():
-            from trainer.tokens.crew import Crew
+            from trainer.tokens.encode.crew import Crew
 
             crew = stack.enter_context(Crew(exported, config.workers))
             crew.start()  # it loads the tokenizer while the files are read for their digests
-        digests = memory.of(sources, copies, config.text_field, config.paranoid, kept)
-        options = store_options(config, sources)
-        key = store_key(sources, digests, token_digest, options)
+        digests = memory.of(
+            sources, copies, config.text_field, config.paranoid, kept, config.data.shape
+        )
+        pairs = zip(sources, digests, strict=True)
+        sources = [nearest(source, digest, copies) for source, digest in pairs]
+        shapes = shapes_of(config, sources, digests, left_out)
+        if is_of_records(shapes):
+            sources = as_arrays(sources, shapes)
+        options = store_options(config, sources, shapes, tokenizer)
+        key = store_key(sources, digests, token_digest, options, shapes)
         folder = volume / "tokens" / f"{store_name(config.dataset)}-{key}"
         if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
-            return _result(volume, found, started, reused=True)
+            return step_result(volume, found, started, reused=True)
         waiting = "Another process is making these tokens. Waiting for it."
         with only_one(volume / CACHE / "locks" / folder.name, waiting):
             if not config.retokenize and (found := _verified(folder, memory, config.paranoid)):
-                return _result(volume, found, started, reused=True)
-            # What makes a store loads numpy and more; finding one does not.
-            from trainer.tokens import making, reference
+                return step_result(volume, found, started, reused=True)
+            from trainer.tokens.store_request import StoreRequest
 
-            taken = reference.is_token_file(config.dataset)
-            make_store = reference.make_store if taken else partial(making.make_store, crew=crew)
-            pairs = zip(sources, digests, strict=True)
-            sources = [nearest(source, digest, copies) for source, digest in pairs]
+            asked = StoreRequest(
+                config=config,
+                key=key,
+                options=options,
+                sources=sources,
+                digests=digests,
+                shapes=shapes,
+                tokenizer=tokenizer,
+                token_digest=token_digest,
+                left_out=left_out,
+            )
             with _beside(folder) as beside:
-                make_store(config, beside, key, options, sources, digests, tokenizer, token_digest)
-            memory.vouch_for(folder / name for name in stores.FILES)
-    return _result(volume, TokenStore.open(folder), started, reused=False)
+                _make(asked, beside, crew)
+            store = TokenStore.open(folder)
+            memory.vouch_for(folder / name for name in store.manifest.files)
+    return step_result(volume, store, started, reused=False)
+
+
+def _make(asked: "StoreRequest", folder: Path, crew: "Crew | None") -> None:
+    """Make the store in `folder`, by what its text is."""
+    # What makes a store loads numpy and more, each kind its own; finding one does not.
+    if is_of_records(asked.shapes):
+        from trainer.tokens.chat import making as chats
+
+        events.say(f"Files by what their records are: {in_words(asked.shapes)}.")
+        chats.make_store(asked, folder)
+        return
+    from trainer.tokens.pack import making as streams
+    from trainer.tokens.pack import reference
+
+    if reference.is_token_file(asked.config.dataset):
+        reference.make_store(asked, folder)
+    elif asked.config.data.packing:
+        from trainer.tokens.packed import making as documents
+
+        documents.make_store(asked, folder, crew)
+    else:
+        streams.make_store(asked, folder, crew)
 
 
 # --- what a store is named by -----------------------------------------------------------
 
 
-def store_options(config: TokenizeConfig, sources: list[Source]) -> dict[str, Any]:
-    """The options that can change a byte; those that can't here are None."""
+def store_options(
+    config: TokenizeConfig, sources: list[Source], shapes: list[str], tokenizer: Path
+) -> dict[str, Any]:
+    """The options that can change a byte; those that can't here are None.
+
+    Raises:
+        RequestError: Chats are to be rendered, and there is no template for them.
+    """
     order = "name_ascending" if config.reorder in ("", "none") else config.reorder
+    if is_of_records(shapes):
+        from trainer.tokens.chat.templates import template_texts
+
+        packed = {"packing": PACKED_FORMAT} if config.data.packing else {}
+        return record_options(config, template_texts(config, tokenizer), order) | packed
     drawn = order in ("random", "shuffle")
     keyed = any(source.kind != "text" for source in sources)
-    return {
+    options = {
         "sanitize": config.sanitize,
         "reorder": order,
         "random_seed": config.random_seed if drawn else None,
@@ -144,11 +255,17 @@ def store_options(config: TokenizeConfig, sources: list[Source]) -> dict[str, An
         "context": config.context,
         "train_ratio": config.train_ratio,
         "text_field": config.text_field if keyed else None,
+        **({"bos": config.data.bos} if config.data.bos else {}),
     }
+    return packed_options(options, config.data) if config.data.packing else options
 
 
 def store_key(
-    sources: list[Source], digests: list[str], token_digest: str, options: dict[str, Any]
+    sources: list[Source],
+    digests: list[str],
+    token_digest: str,
+    options: dict[str, Any],
+    shapes: list[str],
 ) -> str:
     """What the store's bytes are made from, as 16 hex digits."""
     made_by: list[Any] = [stores.FORMAT, token_digest, options]
@@ -159,12 +276,16 @@ def store_key(
     digest = hashlib.sha256(json.dumps(made_by).encode())
     for source, content in zip(sources, digests, strict=True):
         digest.update(b"\0" + os.fsencode(source.path) + b"\0" + content.encode())
-    return digest.hexdigest()[:16]
+    key = digest.hexdigest()[:16]
+    return record_key(key, shapes) if is_of_records(shapes) else key
 
 
 def store_name(dataset: str) -> str:
     """The dataset as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.rstrip("/")).strip("-.")[-80:] or "dataset"
+    return (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", without_query(dataset).rstrip("/")).strip("-.")[-80:]
+        or "dataset"
+    )
 
 
 def _digest_memory(volume: Path, dataset: str) -> DigestMemory:
@@ -184,15 +305,15 @@ def _verified(folder: Path, memory: DigestMemory, paranoid: bool) -> TokenStore 
             events.notice(f"{error} It is made again.")
         return None
     try:
-        for name in stores.FILES:
+        for name in manifest.files:
             path, entry = folder / name, manifest.digests[name]
-            stores.check_file(path, entry, verify=False)
+            stores.check_file(path, entry, verify="size")
             if paranoid or not memory.knows(path):
-                stores.check_file(path, entry, verify=True)
+                stores.check_file(path, entry, verify="full")
     except DamagedError as error:
         events.notice(f"{error} It is made again.")
         return None
-    memory.vouch_for(folder / name for name in stores.FILES)
+    memory.vouch_for(folder / name for name in manifest.files)
     with contextlib.suppress(OSError):
         os.utime(folder)  # tells prune.py that it is in use
     return TokenStore(folder, manifest, digest)
@@ -204,7 +325,7 @@ def _beside(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside, before = folder.with_name(f".{folder.name}"), folder.with_name(f".{folder.name}.old")
     for left in (beside, before):  # by one that was killed: the lock is ours
-        shutil.rmtree(left, ignore_errors=True)
+        remove(left)
     beside.mkdir()
     try:
         yield beside
@@ -212,42 +333,6 @@ def _beside(folder: Path) -> Iterator[Path]:
             folder.rename(before)
         beside.rename(folder)
         sync(folder.parent)
-        shutil.rmtree(before, ignore_errors=True)
+        remove(before)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _result(volume: Path, store: TokenStore, started: float, reused: bool) -> StepResult:
-    manifest, seconds = store.manifest, time.monotonic() - started
-    total_bytes = sum(source["bytes"] for source in manifest.sources)
-    name = store.folder.relative_to(volume).as_posix()
-    totals = manifest.totals
-    message = (
-        f"{'Found' if reused else 'Made'} {name}: {manifest.num_contexts:,} contexts of "
-        f"{manifest.context:,} ids from {len(manifest.sources):,} files in {seconds:.1f} s."
-    )
-    result = {
-        "store": name,
-        "digest": store.digest,
-        "num_contexts": manifest.num_contexts,
-        "num_train_contexts": manifest.num_train_contexts,
-        "num_tokens": manifest.num_tokens,
-        "num_padding": manifest.num_padding,
-        "encoder": manifest.encoder,
-        "files": len(manifest.sources),
-        "documents": totals["documents"],
-        "bytes": total_bytes,
-        "seconds": round(seconds, 3),
-        # Of a store that was there nothing was read: it has no speed.
-        "megabytes_per_second": None if reused else round(total_bytes / 1e6 / seconds, 3),
-        "repeated": totals["repeated"],
-        "repeated_share": round(totals["repeated"] / max(1, manifest.num_tokens), 4),
-        "dropped": _dropped(manifest),
-    }
-    return StepResult(result=result, message=message, reused=reused)
-
-
-def _dropped(manifest: Manifest) -> dict[str, int]:
-    """What is in no context, by reason; documents and lines are counted, else tokens."""
-    names = ("empty_documents", "blank_lines", "boundaries", "sampled_out")
-    return {name: manifest.totals[name] for name in names}

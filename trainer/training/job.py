@@ -6,11 +6,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trainer.checkpoints.folder import name_of
-from trainer.config import FinetuneConfig
-from trainer.run_folder import RunFolder
-from trainer.training.plan import Shortened, TrainingPlan
-from trainer.volume_paths import path_on_volume
+from trainer.contract.checkpoints import name_of
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.step_configs import FinetuneConfig
+from trainer.contract.volume import path_on_volume
+from trainer.training.plan import TrainingPlan
+from trainer.training.schedule import Shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,14 @@ class Job:
     zero_stage: int
     checkpointed_layers: int | None = 0  # computed again in the backward pass; None: all
     offload: bool = False
-    from_step: int = 0  # of the checkpoint to go on from; 0: from the start
+    from_step: int = 0  # of the checkpoint to continue from; 0: from the start
     is_trial: bool = False  # only see whether a step fits into memory
     is_trained: bool = False  # only the final model is to be written
     until: int = 0  # stop after this step, and make no final model; 0: train to the end
+    measured_from: int = 0  # number of the first step that a replay measures; 0: it is no replay
     end_by: float = 0.0  # Unix time, by the budget; 0: no limit
     shortened: Shortened | None = None  # the schedule, by the budget
+    left_out: tuple[tuple[int, int], ...] = ()  # contexts that are not trained on, as stretches
 
     @property
     def plan(self) -> TrainingPlan:
@@ -44,7 +47,9 @@ class Job:
             shuffle=not config.no_shuffle,
             learn_rate=config.learn_rate,
             warmup_ratio=config.warmup_ratio,
+            schedule=config.schedule,
             shortened=self.shortened,
+            left_out=self.left_out,
         )
 
     @property

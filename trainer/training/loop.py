@@ -8,23 +8,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import events, journal
-from trainer.errors import Interrupted
-from trainer.events import say
+from trainer.contract import events
+from trainer.contract.errors import Interrupted
+from trainer.contract.events import say
+from trainer.report import journal
 from trainer.tokens.store import TokenStore
-from trainer.training import budget
-from trainer.training.batches import Batch, read_ahead, trained_tokens
-from trainer.training.engine import Engine
-from trainer.training.figures import engine_record, finite, seed_of
+from trainer.training.data.batches import Batch, read_ahead
+from trainer.training.engine.engine import WITHOUT_UPDATE, Engine
+from trainer.training.engine.partitions import bring_up_to_date
 from trainer.training.job import Job
-from trainer.training.looking import Looks
-from trainer.training.measures import Measures
-from trainer.training.partitions import bring_up_to_date
-from trainer.training.plan import Shortened
-from trainer.training.recorder import Recorder
-from trainer.training.saving import Saver
-from trainer.training.skipping import SKIPPED_IN_ROW, BadNumbersError, skipped_line, suspects_of
-from trainer.training.stopping import StopRequest, too_late
+from trainer.training.limits import budget
+from trainer.training.limits.skipping import (
+    SKIPPED_IN_ROW,
+    BadNumbersError,
+    skipped_line,
+    suspects_of,
+)
+from trainer.training.limits.stopping import StopRequest, too_late
+from trainer.training.record.instruments import Instruments
+from trainer.training.record.measures import Measures
+from trainer.training.record.recorder import Recorder
+from trainer.training.record.validate_and_sample import Looks
+from trainer.training.save.saving import Saver
+from trainer.training.save.seeds_and_records import (
+    engine_record,
+    finite,
+    left_out_fields,
+    seed_of,
+)
+from trainer.training.schedule import Shortened
 
 
 @dataclass
@@ -63,6 +75,8 @@ class Loop:
         self.first = engine.options.rank == 0
         self.recorder = Recorder(job, progress.step) if self.first else None
         self.measures = Measures(job, engine, store, saver)
+        measured = job.measured_from
+        self.instruments = Instruments(engine, store, job.run.root, measured) if measured else None
         self._began = time.monotonic() - progress.seconds
         self._saved_at = time.monotonic()
         self._warned = False
@@ -96,12 +110,14 @@ class Loop:
         )
         self._look(self._is_due_by_count())
         self._stop_or_go_on()
-        batches = read_ahead(self.store, shares, options.batch_size if options.compile else 0)
+        rows = options.batch_size if options.compile else 0
+        on_gpu = self.engine.device.type == "cuda"
+        batches = read_ahead(self.store, shares, rows, pin=on_gpu)
         while self.progress.step < self.end:
             began = time.monotonic()
             with self.measures.pace.timing("data"):
                 share = next(batches)
-            self._train(share, began)
+            self._measured(share, began) if self.instruments else self._train(share, began)
             self._keep_to_budget()
             is_due = self._is_due()
             self._look(is_due)
@@ -112,31 +128,44 @@ class Loop:
         with journal.phase("checkpoint stall"):
             self.saver.wait()
 
+    def _measured(self, share: list[Batch], began: float) -> None:
+        """Do the next step of a replay, with all that is measured around it."""
+        assert self.instruments is not None
+        contexts = self.plan.kept(self.plan.contexts_of(self.progress.step))
+        self.instruments.before(self.progress.step + 1, contexts)
+        try:
+            self._train(share, began)
+        except BadNumbersError:  # in every process alike, at the very step that is looked for
+            self.instruments.after(self.progress.step)
+            raise
+        self.instruments.after(self.progress.step)
+
     def _train(self, share: list[Batch], began: float) -> None:
         """Do the next optimizer step."""
         engine, plan, progress = self.engine, self.plan, self.progress
         step = progress.step  # 0 to steps - 1
         torch.manual_seed(seed_of(plan.seed, step, engine.options.rank))
-        contexts = plan.contexts_of(step)
-        tokens = trained_tokens(self.store.lengths[contexts])
+        whole = plan.contexts_of(step)
+        contexts = plan.kept(whole)
+        tokens = self.store.trained_tokens(contexts)
         losses = []
         for batch in share:
-            loss = engine.loss(batch.ids, batch.lengths)
+            loss = engine.loss(batch.ids, batch.lengths, batch.trained, batch.positions)
             engine.backward(loss / max(1, tokens))
             losses.append(loss.detach())
         self.saver.let_change()
-        report = engine.step(plan.learning_rate(step))
-        summed, host_gib = float(torch.stack(losses).double().sum()), self.measures.host_gib()
-        total, host_gib = engine.sum_over_processes(summed, host_gib)
-        progress.step, progress.loss = step + 1, total / max(1, tokens)
-        if report.applied:
+        report = engine.step(plan.learning_rate(step), losses) if share else WITHOUT_UPDATE
+        total, host_gib = engine.sum_over_processes(report.loss, self.measures.host_gib())
+        mean = total / max(1, tokens)
+        progress.step, progress.loss = step + 1, mean if share else progress.loss
+        if report.applied and share:
             progress.tokens += tokens
             progress.skipped_in_row = 0
         progress.seconds = time.monotonic() - self._began
         line = {
             "step": step + 1,
             "epoch": plan.place(step)[0] + 1,
-            "loss": finite(progress.loss),
+            "loss": finite(mean),
             "learning_rate": plan.learning_rate(step),
             "grad_norm": finite(report.grad_norm),
             "tokens": progress.tokens,
@@ -144,12 +173,13 @@ class Loop:
             "seconds": progress.seconds,
             "host_memory_gib": host_gib,
             **self.measures.of_step(contexts, time.monotonic() - began),
+            **left_out_fields(len(whole), len(contexts), updates=bool(share)),
         }
         if self.recorder is not None:
             self.recorder.metric(line if report.applied else {**line, "skipped": True})
             self._report(line)
         if not report.applied:
-            self._skip(contexts, losses)
+            self._skip(whole, losses)
 
     def _skip(self, contexts: np.ndarray, losses: list[Tensor]) -> None:
         """Name what made a step's numbers bad; give up when it happens again and again."""
@@ -162,7 +192,7 @@ class Loop:
             self.recorder.skipped(skipped_line(self.store, progress.step, suspects))
         if progress.skipped_in_row == SKIPPED_IN_ROW:
             self.saver.wait()
-            raise BadNumbersError(progress.step)
+            raise BadNumbersError(progress.step, self.job.config.run_name)
 
     def _report(self, line: dict[str, Any]) -> None:
         done, total = self.progress.step, self.plan.steps
@@ -200,8 +230,8 @@ class Loop:
         self.progress.ends.append([done, last])
         if self.first:
             say(
-                f"budget: there is time for {last:,} of {self.plan.whole_steps:,} steps. The "
-                "learning rate falls to 0 there, and the model is finished with it."
+                f"budget: there is time for {last:,} of {self.plan.whole_steps:,} steps. "
+                f"{self.plan.last_rate_in_words}, and the model is finished with it."
             )
 
     def _is_due_by_count(self) -> bool:
@@ -242,7 +272,7 @@ class Loop:
         if not self._agreed_to_go_on():
             return
         progress.looked_at = progress.step
-        if loss is not None:
+        if loss is not None and (is_due or is_last):  # a checkpoint's loss is of its own weights
             progress.eval_loss = loss
         if self.recorder is None:
             return

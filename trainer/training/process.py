@@ -1,6 +1,6 @@
 """One training process of a run: build the engine, go to the right place, train.
 
-Run alone in the step's own process, or as one of several by `trainer.training.launch`.
+Run alone in the step's own process, or as one of several by `trainer.training.processes.launch`.
 """
 
 import json
@@ -10,36 +10,42 @@ from typing import Any
 
 import torch
 
-from trainer import host_memory, journal
-from trainer.checkpoints.folder import name_of, newest_good
-from trainer.checkpoints.seal import read_manifest
+from trainer import host_memory
 from trainer.checkpoints.tensors import SliceReader
-from trainer.durable import write_atomically
-from trainer.errors import DoesNotFitError, RequestError
-from trainer.events import say
-from trainer.memory_model import Precision, effective_stage
+from trainer.contract.checkpoints import name_of, newest_good
+from trainer.contract.errors import DamagedError, DoesNotFitError, RequestError
+from trainer.contract.events import say
+from trainer.contract.files import write_atomically
+from trainer.contract.sealed_folder import read_manifest
+from trainer.contract.topics import OptimizerConfig
+from trainer.planning.memory_model import Precision, effective_stage
+from trainer.report import journal
 from trainer.tokens.store import TokenStore
-from trainer.training.adapters import add_adapters
-from trainer.training.base import base_model, weights_for
-from trainer.training.engine import DTYPES, Engine, EngineOptions
-from trainer.training.figures import engine_record, has_dropout
-from trainer.training.final import write_final
-from trainer.training.job import Job
-from trainer.training.looking import Looks
-from trainer.training.loop import Loop, Progress
-from trainer.training.memory_use import gpu_peak_gib
-from trainer.training.partitions import (
+from trainer.tokens.store import read_manifest as read_store_manifest
+from trainer.training.engine.adam import AdamOptions
+from trainer.training.engine.adapters import add_adapters
+from trainer.training.engine.base import base_model, weights_for
+from trainer.training.engine.engine import DTYPES, Engine, EngineOptions
+from trainer.training.engine.four_bits import quantize
+from trainer.training.engine.partitions import (
     put_in_place,
     set_optimizer_state,
     slices_to_fill,
     slices_to_save,
 )
-from trainer.training.plan import Shortened
-from trainer.training.records import cut_back
-from trainer.training.saving import Saver, restore, slices_bytes
-from trainer.training.skipping import BadNumbersError
-from trainer.training.start_up import join_processes
-from trainer.training.stopping import StopRequest
+from trainer.training.engine.start_up import join_processes
+from trainer.training.job import Job
+from trainer.training.limits.skipping import BadNumbersError
+from trainer.training.limits.stopping import StopRequest
+from trainer.training.loop import Loop, Progress
+from trainer.training.record.memory_use import gpu_peak_gib
+from trainer.training.record.validate_and_sample import Looks
+from trainer.training.save.final import write_final
+from trainer.training.save.records import cut_back
+from trainer.training.save.saving import Saver, restore, restore_buffers, slices_bytes
+from trainer.training.save.seeds_and_records import engine_record, has_dropout
+from trainer.training.schedule import Shortened
+from trainer.training.store_check import StoreCheck
 
 
 def train(job: Job, rank: int = 0, world: int = 1) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def train(job: Job, rank: int = 0, world: int = 1) -> dict[str, Any]:
             "Take a smaller batch_size, a larger batch_size_divisor or a shorter context."
         ) from error
     if rank or job.until:
-        return {}  # the first process seals the last checkpoint, and goes on from it
+        return {}  # the first process seals the last checkpoint, and resumes from it
     figures = _figures(job)
     with journal.phase("final model"):
         write_final(job, figures)
@@ -77,14 +83,13 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
     join_processes(rank, world)
     options = _options(job, rank, world)
     model, _ = _model(job, options)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # the time it takes to load numbers is saved
+    _make_zero(model)
     engine = Engine(model, options)
     context = TokenStore.open(job.path("tokens")).manifest.context
     ids = torch.zeros((job.batch_size, context), dtype=torch.int64)
+    positions = torch.arange(context).expand_as(ids) if options.packed else None
     for _ in range(2):
-        loss = engine.loss(ids, torch.full((job.batch_size,), context))
+        loss = engine.loss(ids, torch.full((job.batch_size,), context), None, positions)
         engine.backward(loss / ids.numel())
         engine.step(0.0)
     peak_gib = gpu_peak_gib()
@@ -92,8 +97,16 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
     return {"peak_gib": peak_gib}
 
 
+@torch.no_grad()
+def _make_zero(model: Any) -> None:
+    """Give a trial's model numbers; the time it takes to load them is saved."""
+    for parameter in model.parameters():
+        parameter.zero_()
+
+
 def _train(job: Job, rank: int, world: int) -> Shortened | None:
     """Train to the end; how the schedule was shortened, if it was."""
+    check = StoreCheck(job.path("tokens")) if rank == 0 else None
     join_processes(rank, world)
     options = _options(job, rank, world)
     progress = Progress()
@@ -104,12 +117,22 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
             progress = _go_to(job.checkpoint_path, engine)
         elif base is not None:
             restore(slices_to_fill(engine), base, ("weight",))
+            restore_buffers(engine.buffers, base)
             put_in_place(engine)
+        engine.share_buffers()
     keep, slices = job.config.checkpoints, slices_to_save(engine)
     whole_bytes = int(engine.sum_over_processes(slices_bytes(slices))[0])
     saver = Saver(
-        job.run.checkpoints, slices, rank, world, keep, whole_bytes, in_place=options.offload
+        job.run.checkpoints,
+        slices,
+        rank,
+        world,
+        keep,
+        whole_bytes,
+        in_place=options.offload,
+        buffers=lambda: engine.buffers,
     )
+    _refuse_damaged(check, engine)
     store = TokenStore.open(job.path("tokens"))
     looks, stop = Looks(job, engine, store), StopRequest()
     try:
@@ -120,6 +143,13 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
     stop.at_once()
     engine.close()
     return progress.shortened
+
+
+def _refuse_damaged(check: StoreCheck | None, engine: Engine) -> None:
+    """Raise DamagedError, in every process, where the first one found the store damaged."""
+    problem = check.problem() if check else None
+    if engine.sum_over_processes(float(problem is not None))[0]:
+        raise DamagedError(problem or "the token store is damaged")
 
 
 def _gone_back(error: BadNumbersError, job: Job, engine: Engine) -> Progress:
@@ -149,10 +179,12 @@ def _go_to(checkpoint: Path, engine: Engine) -> Progress:
     """Make the engine's state that of the checkpoint."""
     about = read_manifest(checkpoint).about
     try:
-        restore(slices_to_fill(engine), SliceReader(checkpoint))
+        reader = SliceReader(checkpoint)
+        restore(slices_to_fill(engine), reader)
+        restore_buffers(engine.buffers, reader)
     except ValueError as error:
         raise RequestError(
-            f"model is not what {checkpoint.name} was trained from ({error}). A run goes on with "
+            f"model is not what {checkpoint.name} was trained from ({error}). A run continues with "
             "the model it began with. Bring that one back, or start over with no_resume=true."
         ) from error
     put_in_place(engine)
@@ -175,7 +207,8 @@ def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
         how = "and dropout draws anew for each process, so losses differ as with another seed"
     else:
         how = "so losses agree to about 1e-4 and not to the last bit"
-    say(f"it goes on with {', '.join(changed)}: the same batches, but sums in another order, {how}")
+    what = ", ".join(changed)
+    say(f"it continues with {what}: the same batches, but sums in another order, {how}")
 
 
 def _options(job: Job, rank: int, world: int) -> EngineOptions:
@@ -193,8 +226,16 @@ def _options(job: Job, rank: int, world: int) -> EngineOptions:
         checkpointed_layers=job.checkpointed_layers,
         compile=job.config.kernels.compile,
         liger=job.config.kernels.liger,
+        deterministic=job.config.kernels.deterministic,
         adam_bits=job.config.optimizer.adam_bits,
+        adam=_adam_options(job.config.optimizer),
+        packed=read_store_manifest(job.path("tokens"))[0].packed,
     )
+
+
+def _adam_options(optimizer: OptimizerConfig) -> AdamOptions:
+    names = [field.name for field in fields(AdamOptions)]
+    return AdamOptions(**{name: getattr(optimizer, name) for name in names})
 
 
 def choose_precision(asked: Precision | str, force_fp16: bool) -> Precision:
@@ -225,7 +266,13 @@ def _model(job: Job, options: EngineOptions) -> tuple[Any, SliceReader | None]:
         if reader is not None or others:
             return model, reader
         return base_model(job, dtype), None
-    model = base_model(job, dtype, filled_later=job.is_trial or others)
+    # Codes of 4 bits are no parameters, so DeepSpeed hands them on to nobody.
+    in_four_bits = config.lora.base_bits == 4
+    model = base_model(job, dtype, filled_later=job.is_trial or (others and not in_four_bits))
+    if in_four_bits and job.is_trial:
+        _make_zero(model)
+    if in_four_bits:
+        quantize(model, config.lora.modules_to_save)
     add_adapters(model, config.lora, config.model, config.random_seed)
     return model, None
 

@@ -5,38 +5,63 @@ Loads no torch before it is clear that there is something to train.
 
 import dataclasses
 import importlib.metadata
-import json
 import time
 from typing import Any
 
-from trainer import checkpoints, journal
-from trainer.checkpoints.folder import clear_parts, name_of
-from trainer.config import FinetuneConfig
-from trainer.events import say
-from trainer.run_folder import RunFolder
+from trainer.contract import checkpoints
+from trainer.contract.checkpoints import clear_parts, name_of
+from trainer.contract.events import say
+from trainer.contract.json_files import readable_object
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.step_configs import FinetuneConfig
+from trainer.contract.volume import path_on_volume
+from trainer.contract.wording import skipped_words
+from trainer.devices import devices, has_gpu
+from trainer.planning.step_count import few_steps
+from trainer.report import journal
+from trainer.retention.full_volume import short_of_room
 from trainer.steps import StepResult
+from trainer.tokens.left_out import LeftOut, left_out
 from trainer.tokens.store import TokenStore, file_digest
-from trainer.training.budget import end_by
 from trainer.training.job import Job
-from trainer.training.nodes import Group, meet, node_rank
-from trainer.training.plan import Shortened
-from trainer.training.records import cut_back
-from trainer.training.refusals import refuse_what_cannot_be_trained
-from trainer.training.sizing import Sizing, confirmed, has_gpu, size_up
-from trainer.volume_paths import path_on_volume
+from trainer.training.limits.budget import end_by
+from trainer.training.limits.refusals import refuse_schedule, refuse_what_cannot_be_trained
+from trainer.training.limits.sizing import Sizing, confirmed, size_up
+from trainer.training.plan import TrainingPlan
+from trainer.training.processes.nodes import Group, meet, node_rank
+from trainer.training.save.records import cut_back
+from trainer.training.schedule import Shortened
 
 # Of the config: who asked, and what run.json says elsewhere.
-_NOT_RECORDED = ("volume", "request", "no_resume", "attempt", "earlier_outcomes", "plan")
+_NOT_RECORDED = (
+    "volume",
+    "inputs",
+    "request",
+    "no_resume",
+    "attempt",
+    "earlier_outcomes",
+    "plan",
+)
 
 
 def run(config: FinetuneConfig) -> StepResult:
     """Train the model, or find it trained; see FinetuneConfig."""
     run_folder = RunFolder(config.volume, config.run_name)
+    made = _run(config, run_folder)
+    if node_rank() == 0:  # other nodes have no result
+        final = checkpoints.read_manifest(run_folder.final).digest
+        made.result["digests"] = {"final": final, "admission": run_folder.admission}
+    return made
+
+
+def _run(config: FinetuneConfig, run_folder: RunFolder) -> StepResult:
     if node_rank() == 0:
         if config.no_resume:
             run_folder.start_over(config.attempt)
         run_folder.refuse_other_request(config.request)
     if (done := _finished(config, run_folder)) is not None:
+        if node_rank() == 0:
+            run_folder.restore_outcomes(config.earlier_outcomes)
         return done
     if config.nodes == 1:
         return _train(_prepare(config, run_folder), None)
@@ -49,21 +74,68 @@ def _prepare(config: FinetuneConfig, run_folder: RunFolder) -> Job:
     """Admit the run, and work out what its processes have to know."""
     store = TokenStore.open(path_on_volume(config.volume, "tokens", config.tokens))
     new_tokens = refuse_what_cannot_be_trained(config, store)
+    omitted = left_out_of(config, store)
     made_from = {**_made_from(config, store), "plan": config.plan}
+    if omitted:
+        made_from["left_out"] = omitted.figures
+        say(f"left out of training: {skipped_words(omitted.figures, config.epochs)}")
     if run_folder.record() is None:
-        made_from["sizing"] = dataclasses.asdict(_size(config, store))
+        sizing = _size(config, store)
+        refuse_schedule(config, _plan_of(config, store, sizing))
+        made_from["sizing"] = sizing.to_record()
     run_folder.admit(config.request, config.attempt, made_from, config.earlier_outcomes)
+    say_what_is_untied(config)
+    if (unused := len(devices()) - config.processes) > 0:
+        say(f"{len(devices())} GPUs are here; trainer_gpus={config.processes} leaves {unused} idle")
     if new_tokens:
-        frozen = "; lora leaves them so" if config.lora else ""
+        left = config.lora and not config.lora.modules_to_save
+        frozen = "; lora leaves them so, unless modules_to_save names embeddings and head"
+        frozen = frozen if left else ""
         they = f"{new_tokens} added tokens are new to the model"
         say(f"{they} and begin at the mean of the others{frozen}")
-    return _job(config, run_folder, store)
+    job = _job(config, run_folder, store, omitted.ranges if omitted else ())
+    refuse_schedule(config, job.plan)  # of a fork, which was admitted before
+    return job
+
+
+def _plan_of(config: FinetuneConfig, store: TokenStore, sizing: Sizing) -> TrainingPlan:
+    """The steps of a run that is about to begin."""
+    return Job(
+        config=config,
+        num_contexts=store.manifest.num_train_contexts,
+        batch_size=sizing.batch_size,
+        global_batch=_global_batch(config, sizing),
+        zero_stage=config.zero_stage,
+    ).plan
+
+
+def _global_batch(config: FinetuneConfig, sizing: Sizing) -> int:
+    gradients = sizing.gradients or config.gradients
+    return sizing.batch_size * gradients * config.processes * config.nodes
+
+
+def left_out_of(config: FinetuneConfig, store: TokenStore) -> LeftOut | None:
+    """What the config's `skip` leaves out of the store."""
+    return left_out(store, config.skip, config.volume, config.request.get("dataset", ""))
+
+
+def say_what_is_untied(config: FinetuneConfig) -> None:
+    """Say where the model's files go before its config."""
+    if config.tensorizer_uri:
+        return
+    from trainer.models.loading import load_config, untie_what_differs
+
+    folder = path_on_volume(config.volume, "model", config.model)
+    described = load_config(folder, config.trust_remote_code)
+    if sentence := untie_what_differs(described, folder, config.trust_remote_code):
+        say(sentence)
 
 
 def _size(config: FinetuneConfig, store: TokenStore) -> Sizing:
     """How much of the work to do at once, said where it was worked out."""
     model = path_on_volume(config.volume, "model", config.model)
-    sizing = size_up(config, model, store.manifest.context)
+    contexts = store.manifest.num_train_contexts
+    sizing = size_up(config, model, store.manifest.context, contexts)
     if has_gpu():
         sizing = confirmed(config, sizing, lambda tried: _attempt(config, store, tried))
     if config.batch_size < 0 or sizing.checkpointed_layers != 0 or sizing.offload:
@@ -73,7 +145,7 @@ def _size(config: FinetuneConfig, store: TokenStore) -> Sizing:
 
 def _attempt(config: FinetuneConfig, store: TokenStore, sizing: Sizing) -> float | None:
     """GiB of GPU memory that a real step takes, in processes that free all of it when they end."""
-    from trainer.training.launch import train_in_processes
+    from trainer.training.processes.launch import train_in_processes
 
     job = Job(
         config=dataclasses.replace(config, nodes=1),
@@ -93,7 +165,7 @@ def _train(job: Job, group: Group | None) -> StepResult:
     """Train in this process or in several; what came of it, as the first node knows it."""
     figures: dict[str, Any] = {}
     if not job.is_trained and job.processes > 1:
-        from trainer.training.launch import train_in_processes
+        from trainer.training.processes.launch import train_in_processes
 
         with journal.handed_over():
             figures = train_in_processes(job, job.config.processes, group)
@@ -119,7 +191,7 @@ def _train(job: Job, group: Group | None) -> StepResult:
 def _finished(config: FinetuneConfig, run_folder: RunFolder) -> StepResult | None:
     """The result of an earlier time, where the final model is complete and intact."""
     record = run_folder.record()
-    if config.no_resume and record is not None and record["attempt"] != config.attempt:
+    if config.no_resume and record is not None and record.get("attempt") != config.attempt:
         return None  # the first node is about to put it aside
     if not run_folder.final.exists():
         return None
@@ -149,7 +221,12 @@ def _sentence(result: dict[str, Any]) -> str:
     )
 
 
-def _job(config: FinetuneConfig, run_folder: RunFolder, store: TokenStore) -> Job:
+def _job(
+    config: FinetuneConfig,
+    run_folder: RunFolder,
+    store: TokenStore,
+    omitted: tuple[tuple[int, int], ...],
+) -> Job:
     """Everything the processes need to know."""
     clear_parts(run_folder.checkpoints)
     found, bad = checkpoints.newest_good(run_folder.checkpoints)
@@ -158,27 +235,41 @@ def _job(config: FinetuneConfig, run_folder: RunFolder, store: TokenStore) -> Jo
         say(f"checkpoint {path.name} was set aside as {aside.name}: {'; '.join(problems)}")
     about = checkpoints.read_manifest(found).about if found else {}
     sizing = _sizing(config, run_folder)
-    batches = sizing.batch_size * config.gradients * config.processes * config.nodes
     job = Job(
         config=config,
         num_contexts=store.manifest.num_train_contexts,
         num_ids=store.manifest.vocab_size,
         batch_size=sizing.batch_size,
-        global_batch=about.get("global_batch", batches),
+        global_batch=about.get("global_batch", _global_batch(config, sizing)),
         zero_stage=config.zero_stage,
         checkpointed_layers=sizing.checkpointed_layers,
         offload=sizing.offload,
         from_step=about.get("step", 0),
         end_by=end_by(config, run_folder, time.time()),
         shortened=Shortened(*about["shortened"]) if about.get("shortened") else None,
+        left_out=omitted,
     )
     if about and about["step"] == about["looked_at"] == job.plan.steps:
         job = dataclasses.replace(job, is_trained=True)
     for short in cut_back(run_folder.root, about.get("records", {})):
         say(short)
-    if found is not None:
-        say(f"goes on from step {job.from_step} of {job.plan.steps} (checkpoints/{found.name})")
+    if found is None:
+        _say_how_long(job)
+    else:
+        say(f"resumes from step {job.from_step} of {job.plan.steps} (checkpoints/{found.name})")
+        if not job.is_trained and (short := short_of_room(run_folder.checkpoints, found)):
+            say(f"warning: {short}")
     return job
+
+
+def _say_how_long(job: Job) -> None:
+    """Say where a run that begins ends, where that is not at the end of many steps."""
+    config, of_epochs = job.config, job.plan.steps_per_epoch * job.config.epochs
+    if most := config.schedule.max_steps:
+        ends = f"ends at step {most:,} of" if most < of_epochs else f"({most:,}) is not reached in"
+        say(f"schedule.max_steps {ends} the {of_epochs:,} steps of {config.epochs} epoch(s)")
+    if few := few_steps(of_epochs, job.global_batch):
+        say(f"warning: {few}.")
 
 
 def _sizing(config: FinetuneConfig, run_folder: RunFolder) -> Sizing:
@@ -187,7 +278,7 @@ def _sizing(config: FinetuneConfig, run_folder: RunFolder) -> Sizing:
     assert record is not None
     sizing = Sizing(**record["sizing"])
     if config.batch_size > 0:
-        return dataclasses.replace(sizing, batch_size=config.batch_size)
+        return dataclasses.replace(sizing, batch_size=config.batch_size, gradients=0)
     return sizing
 
 
@@ -210,9 +301,6 @@ def _made_from(config: FinetuneConfig, store: TokenStore) -> dict[str, Any]:
 def _code(config: FinetuneConfig) -> dict[str, Any]:
     """Which code the model's folder holds: its commit on the hub, and each file's digest."""
     folder = path_on_volume(config.volume, "model", config.model)
-    try:
-        marker = json.loads((folder / ".fetched.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        marker = {}
+    marker = readable_object(folder / ".fetched.json") or {}
     files = {path.name: file_digest(path) for path in sorted(folder.glob("*.py"))}
     return {"id": marker.get("id"), "commit": marker.get("commit"), "files": files}

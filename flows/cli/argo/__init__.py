@@ -1,0 +1,1 @@
+"""Requests and results of the upstream Argo workflow."""

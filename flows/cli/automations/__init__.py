@@ -1,0 +1,1 @@
+"""Prefect automations: restarts, notifications, changed data."""

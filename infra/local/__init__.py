@@ -1,0 +1,1 @@
+"""Steps and servers as processes of this machine."""

@@ -1,0 +1,1 @@
+"""Chats and completions, from records to a served model."""

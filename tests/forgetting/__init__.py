@@ -1,0 +1,1 @@
+"""Forgetting documents, and the certificate of it."""

@@ -1,0 +1,1 @@
+"""What steps, places and flows agree on. Imports nothing else of this project."""

@@ -1,0 +1,1 @@
+"""Compares the base model with the finetuned one on held-out text."""

@@ -1,0 +1,1 @@
+"""Make a run again without some documents, and prove what came of it: `finetune forget`."""

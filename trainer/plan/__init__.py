@@ -1,0 +1,1 @@
+"""The plan step: what a request needs, measured where its data is."""

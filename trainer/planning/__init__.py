@@ -1,0 +1,1 @@
+"""Arithmetic: memory, time, money and rules of settings. Imports only `trainer.contract`."""

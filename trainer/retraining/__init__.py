@@ -1,0 +1,1 @@
+"""Compares a new model with the best one so far."""

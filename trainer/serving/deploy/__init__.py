@@ -1,0 +1,1 @@
+"""Tries a new model, and keeps the ones that served."""

@@ -1,0 +1,1 @@
+"""From ids to contexts in a store."""

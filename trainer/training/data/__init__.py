@@ -1,0 +1,1 @@
+"""Which contexts a step trains on, and the held-out ones."""

@@ -1,0 +1,1 @@
+"""One training step: DeepSpeed's engine, the optimizer, the loss."""

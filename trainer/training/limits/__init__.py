@@ -1,0 +1,1 @@
+"""Memory, budget and what stops or refuses a run."""
