@@ -41,6 +41,7 @@ class Strike:
     after: bool = False
     signum: int = signal.SIGKILL
     rank: int | None = None  # None: the step's own process, else that training process
+    sealed: Path | None = None  # wait for this checkpoint, which is saved beside the training
 
     def __str__(self) -> str:
         when = "after" if self.after else "before"
@@ -140,6 +141,8 @@ def _arm(strike: Strike, step_pid: int) -> None:
         calls += rank is None or rank == str(strike.rank or 0)
         now = calls == strike.nth and (rank is None or rank == str(strike.rank or 0))
         target = step_pid if strike.rank is None else os.getpid()
+        while now and strike.sealed is not None and not strike.sealed.exists():
+            time.sleep(0.01)
         if now and not strike.after:
             _hit(target, strike.signum)
         result = original(*args, **kwargs)

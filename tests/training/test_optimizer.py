@@ -127,7 +127,8 @@ def test_decay_and_clipping_are_the_same_when_spread_and_resumed(
     spread = {"processes": 2, "gradients": 2, "zero_stage": stage, "optimizer": NUMBERS}
     whole = losses_of_run(volume, f"stage-{stage}", **spread)
     assert whole == pytest.approx(expected, abs=1e-5)
-    strike = Strike("trainer.training.engine.engine:Engine.step", 6, rank=0)
+    saved = volume / f"broken-{stage}/checkpoints/step-00000004"
+    strike = Strike("trainer.training.engine.engine:Engine.step", 6, rank=0, sealed=saved)
     config = make_config(volume, run_name=f"broken-{stage}", request={}, no_shuffle=True, **spread)
     run_step("finetune", config, strike)
     assert run_step("finetune", config) == 0, log_of(config)
