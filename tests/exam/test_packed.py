@@ -76,7 +76,8 @@ def test_losses_and_gradients_are_those_of_one_text_at_a_time(kind: str) -> None
         alone, expected = loss_and_gradients(
             model, count, functools.partial(one_at_a_time, loss_of, given)
         )
-        assert packed == pytest.approx(alone, abs=1e-5)
+        # Neighbouring floats near Gemma's loss of 150 are 1.5e-5 apart.
+        assert packed == pytest.approx(alone, abs=1e-5, rel=1e-6)
         largest = max(float(g.abs().max()) for g in expected.values())
         for name, gradient in expected.items():
             assert float((ours[name] - gradient).abs().max()) < 1e-4 * max(1.0, largest), name
