@@ -1,7 +1,11 @@
 """Datasets by address: what can't be had is one sentence, and no query string is shown or kept."""
 
+import functools
+import hashlib
 import json
 import socket
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from trainer.contract.errors import RequestError, StepError
 from trainer.contract.parameters import Parameters
 from trainer.contract.run_folder import RunFolder
 from trainer.tokens.step import store_name
+from trainer.tokens.text.digests import DigestMemory
 from trainer.tokens.text.remote import remote_sources
 from trainer.tokens.text.sources import list_sources
 
@@ -110,3 +115,23 @@ def test_an_error_of_the_fetch_step_shows_no_query_string(step: Step) -> None:  
     assert ended.exit_code == 1
     assert "does not answer" in ended.errors
     assert SECRET not in ended.errors + ended.output + json.dumps(ended.outcome)
+
+
+class _AnyQuery(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_no_memory_of_a_dataset_holds_a_query_string(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The sheriff would not ride after them.\n")
+    handler = functools.partial(_AnyQuery, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.txt?h="
+        sources = [*list_sources("", address + SECRET), *list_sources("", address + "other")]
+        memory = DigestMemory(tmp_path / "memory.json")
+        found = memory.of(sources, tmp_path / "copies", "text")
+        server.shutdown()
+    assert found == [hashlib.sha256((tmp_path / "a.txt").read_bytes()).hexdigest()] * 2
+    kept = (tmp_path / "memory.json").read_text()
+    assert SECRET not in kept and kept.count("/a.txt ") == 2

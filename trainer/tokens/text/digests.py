@@ -22,6 +22,7 @@ from typing import IO, Annotated, BinaryIO
 from annotated_types import Len
 from typing_extensions import TypedDict
 
+from trainer.contract.addresses import without_query
 from trainer.contract.errors import StepError
 from trainer.contract.files import write_atomically, writer_name
 from trainer.contract.json_files import readable_object
@@ -94,10 +95,10 @@ class DigestMemory:
             reading = Reading(fresh, copies, text_field, listed_before, shape)
             for source, digest in zip(fresh, reading.digests(), strict=True):
                 young = started_ns - source.modified_ns < _TOO_YOUNG_NS
-                self.known[source.location] = ["" if young else source.stamp, digest]
-            self.known = {s.location: self.known[s.location] for s in sources}
+                self.known[_key(source)] = ["" if young else source.stamp, digest]
+            self.known = {_key(s): self.known[_key(s)] for s in sources}
             self._write()
-        return [self.known[source.location][1] for source in sources]
+        return [self.known[_key(source)][1] for source in sources]
 
     def unread_bytes(self, sources: Iterable[Source], paranoid: bool) -> int:
         """How many bytes `of` would read."""
@@ -119,8 +120,16 @@ class DigestMemory:
         write_atomically(self.path, json.dumps({"sources": self.known, "stores": self._files}))
 
     def _vouches(self, source: Source) -> bool:
-        stamp = self.known.get(source.location, [""])[0]
+        stamp = self.known.get(_key(source), [""])[0]
         return bool(stamp) and stamp == source.stamp
+
+
+def _key(source: Source) -> str:
+    """Its location. Of a query string, which may hold a signature, there is a digest alone."""
+    named = without_query(source.location)
+    if named == source.location:
+        return named
+    return f"{named} {hashlib.sha256(source.location.encode()).hexdigest()[:16]}"
 
 
 class Reading:
