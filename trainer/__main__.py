@@ -8,6 +8,7 @@ after saving, else failed. Loads no torch until a step needs it.
 import argparse
 import dataclasses
 import importlib
+import logging
 import signal
 import sys
 import time
@@ -148,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop_on_signal)
     signal.signal(signal.SIGINT, _stop_on_signal)
+    # peft loads it with any adapter, and on some CPUs it advises to install a package.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config: StepConfig | None = None
     journal = None
     try:

@@ -52,6 +52,7 @@ def test_it_resumes_exactly_and_final_is_what_was_trained(
         assert run_step("finetune", config) == 0, log_of(config)
         weights.append((volume / name / "final/model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+    assert "Warning: " not in log_of(config) and "Failed to load" not in log_of(config)
     final = volume / "whole/final"
     assert loss_of(final, volume) == pytest.approx(last_loss(volume / "whole"), rel=1e-5)
     base = AutoModelForCausalLM.from_pretrained(volume / "models/tiny")

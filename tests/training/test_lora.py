@@ -13,8 +13,10 @@ from tests.training.forking import Strike, log_of, run_step
 from tests.training.volume import VOCABULARY, make_config, make_model, make_volume, read_lines
 from trainer.contract.sealed_folder import verify
 from trainer.contract.topics import LoraConfig
+from trainer.serving.adapter import SETTINGS, load_adapter
 from trainer.training.engine.adapters import add_adapters
 
+BASE = "base_model_name_or_path"
 ENGINE = "trainer.training.engine.engine"
 
 
@@ -36,6 +38,15 @@ def test_lora_trains_adapters_alone_and_merges_them(tmp_path: Path) -> None:
     }
     assert changed == {"q_proj", "v_proj"}
     assert verify(runs[0] / "final") == []
+    assert "Warning: " not in log_of(config)
+    # The base by its name on the volume, wherever that is mounted.
+    assert json.loads((runs[0] / "final/adapter" / SETTINGS).read_text())[BASE] == "models/tiny"
+    beside, _ = load_adapter(str(volume), runs[0] / "final/adapter")
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(
+        beside(ids).logits,
+        AutoModelForCausalLM.from_pretrained(runs[0] / "final")(ids).logits,
+    )
     from peft import PeftModel
 
     model = AutoModelForCausalLM.from_pretrained(volume / "models" / "tiny")

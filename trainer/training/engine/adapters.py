@@ -4,6 +4,7 @@ The adapters are put into transformers' own model, so everything else stays as i
 checkpoints hold what is trained, which is the adapters alone.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ def add_adapters(model: Any, lora: LoraConfig, base_model: str, seed: int) -> An
         modules_to_save=list(lora.modules_to_save) or None,
     )
     refuse_unknown_modules(model, lora)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # peft names the base by its folder here, which is another one elsewhere: see below.
+        warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed")
+        # peft 0.21 asks transformers for an attribute by its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
@@ -50,6 +55,7 @@ def add_adapters(model: Any, lora: LoraConfig, base_model: str, seed: int) -> An
                 f"lora can't be added to {base_model} ({error}). "
                 "Name layers of the model in lora's target_modules, such as q_proj and v_proj."
             ) from error
+    adapted.peft_config["default"].base_model_name_or_path = base_model
     untie_adapted(model)
     return adapted
 
