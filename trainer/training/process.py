@@ -40,6 +40,7 @@ from trainer.training.limits.stopping import StopRequest
 from trainer.training.loop import Loop, Progress
 from trainer.training.record.memory_use import gpu_peak_gib
 from trainer.training.record.validate_and_sample import Looks
+from trainer.training.reference import compute_reference, known_reference
 from trainer.training.save.final import write_final
 from trainer.training.save.records import cut_back
 from trainer.training.save.saving import Saver, restore, restore_buffers, slices_bytes
@@ -86,10 +87,12 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
     _make_zero(model)
     engine = Engine(model, options)
     context = TokenStore.open(job.path("tokens")).manifest.context
-    ids = torch.zeros((job.batch_size, context), dtype=torch.int64)
+    rows = job.batch_size * (2 if options.beta else 1)
+    ids = torch.zeros((rows, context), dtype=torch.int64)
     positions = torch.arange(context).expand_as(ids) if options.packed else None
+    reference = torch.zeros((job.batch_size, 2), dtype=torch.float64) if options.beta else None
     for _ in range(2):
-        loss = engine.loss(ids, torch.full((job.batch_size,), context), None, positions)
+        loss = engine.loss(ids, torch.full((rows,), context), None, positions, reference)
         engine.backward(loss / ids.numel())
         engine.step(0.0)
     peak_gib = gpu_peak_gib()
@@ -109,17 +112,11 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
     check = StoreCheck(job.path("tokens")) if rank == 0 else None
     join_processes(rank, world)
     options = _options(job, rank, world)
-    progress = Progress()
+    store = TokenStore.open(job.path("tokens"))
+    if options.beta:
+        store = replace(store, reference=known_reference(job, store, options))
     with host_memory.given_back():
-        model, base = _model(job, options)
-        engine = Engine(model, options)
-        if job.checkpoint_path is not None:
-            progress = _go_to(job.checkpoint_path, engine)
-        elif base is not None:
-            restore(slices_to_fill(engine), base, ("weight",))
-            restore_buffers(engine.buffers, base)
-            put_in_place(engine)
-        engine.share_buffers()
+        engine, progress, store = _begun(job, options, store, check)
     keep, slices = job.config.checkpoints, slices_to_save(engine)
     whole_bytes = int(engine.sum_over_processes(slices_bytes(slices))[0])
     saver = Saver(
@@ -133,7 +130,6 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
         buffers=lambda: engine.buffers,
     )
     _refuse_damaged(check, engine)
-    store = TokenStore.open(job.path("tokens"))
     looks, stop = Looks(job, engine, store), StopRequest()
     try:
         Loop(job, engine, store, saver, stop, progress, looks).run()
@@ -143,6 +139,32 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
     stop.at_once()
     engine.close()
     return progress.shortened
+
+
+def _begun(
+    job: Job, options: EngineOptions, store: TokenStore, check: StoreCheck | None
+) -> tuple[Engine, Progress, TokenStore]:
+    """The engine where training begins or resumes; a store of pairs knows its reference then."""
+    missing = bool(options.beta) and store.reference is None
+    # The base model goes first where it has yet to say what it thinks of the pairs.
+    first = replace(job, from_step=0) if missing else job
+    progress = Progress()
+    model, base = _model(first, options)
+    engine = Engine(model, options)
+    if first.checkpoint_path is not None:
+        progress = _go_to(first.checkpoint_path, engine)
+    elif base is not None:
+        restore(slices_to_fill(engine), base, ("weight",))
+        restore_buffers(engine.buffers, base)
+        put_in_place(engine)
+    engine.share_buffers()
+    if missing:
+        _refuse_damaged(check, engine)  # no number is kept of a damaged token
+        store = replace(store, reference=compute_reference(job, store, engine))
+        if job.checkpoint_path is not None:
+            progress = _go_to(job.checkpoint_path, engine)
+            engine.share_buffers()
+    return engine, progress, store
 
 
 def _refuse_damaged(check: StoreCheck | None, engine: Engine) -> None:
@@ -213,6 +235,7 @@ def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
 
 def _options(job: Job, rank: int, world: int) -> EngineOptions:
     precision = choose_precision(job.config.precision, job.config.force_fp16)
+    manifest, _ = read_store_manifest(job.path("tokens"))
     stage = effective_stage(job.zero_stage, world, precision, job.offload)
     if stage < job.zero_stage and rank == 0 and not job.is_trial:
         say(f"zero_stage {job.zero_stage} splits nothing over one process: trained as {stage}")
@@ -229,7 +252,8 @@ def _options(job: Job, rank: int, world: int) -> EngineOptions:
         deterministic=job.config.kernels.deterministic,
         adam_bits=job.config.optimizer.adam_bits,
         adam=_adam_options(job.config.optimizer),
-        packed=read_store_manifest(job.path("tokens"))[0].packed,
+        packed=manifest.packed,
+        beta=job.config.preference.beta if manifest.of_pairs else 0.0,
     )
 
 

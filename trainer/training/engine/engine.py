@@ -24,6 +24,7 @@ from trainer.training.engine import kernels
 from trainer.training.engine.adam import AdamOptions, Clipping, make_adam
 from trainer.training.engine.fetching import fetch
 from trainer.training.engine.loss import CausalLoss, trained_places
+from trainer.training.engine.preference import PreferenceLoss, without_dropout
 from trainer.training.engine.start_up import host_group, import_deepspeed, join_processes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,6 +53,8 @@ class EngineOptions:
     adam: AdamOptions = field(default_factory=AdamOptions)
     packed: bool = False
     """Rows hold several texts, which takes attention a mask."""
+    beta: float = 0.0
+    """Of DPO, where contexts are pairs of answers; 0: they are text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,10 @@ class Engine:
         _compute_again(model, options.checkpointed_layers)
         if options.liger:
             kernels.take_liger(model)
-        self._engine, self.adam = self._initialize(CausalLoss(model))
+        if options.beta:
+            without_dropout(model)
+        self._module = PreferenceLoss(model, options.beta) if options.beta else CausalLoss(model)
+        self._engine, self.adam = self._initialize(self._module)
         self._losses: Sequence[Tensor] = ()
         self._asks_once = False
         self._sum_of_losses = 0.0
@@ -115,16 +121,43 @@ class Engine:
         lengths: Tensor,
         trained: Tensor | None = None,
         positions: Tensor | None = None,
+        reference: Tensor | None = None,
     ) -> Tensor:
-        """The summed loss of a micro-batch in host memory: see CausalLoss.forward."""
-        places = self._bring(trained_places(lengths, ids.shape[1], trained))
-        where = None if positions is None else self._bring(positions)
-        given = self._bring(ids), lengths, None, where, places
+        """The summed loss of a micro-batch in host memory: see CausalLoss.forward.
+
+        Of pairs: see PreferenceLoss.forward.
+        """
+        given = self._given(ids, lengths, trained, positions, reference)
         if not self._full_graphs:
             return self._engine(*given)
         found = kernels.full_graphs_or_less(lambda: self._engine(*given), layers_of(self.model))
         self._full_graphs = False  # they are compiled, one way or the other
         return found
+
+    def log_probs(self, ids: Tensor, lengths: Tensor, trained: Tensor | None) -> Tensor:
+        """Of pairs, the log-probability of each answer, (P, 2): see PreferenceLoss.forward."""
+        return self._engine(*self._given(ids, lengths, trained))
+
+    def _given(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        trained: Tensor | None,
+        positions: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """What the module is given: on the device, but for the lengths."""
+        places = self._bring(trained_places(lengths, ids.shape[1], trained))
+        where = None if positions is None else self._bring(positions)
+        first = self._bring(ids), lengths, None, where
+        if not self.options.beta:
+            return *first, places
+        return *first, None if reference is None else self._bring(reference), places
+
+    @property
+    def rewards(self) -> Tensor | None:
+        """Of the last loss of pairs: the sum of margins, and how many are above 0; (2,)."""
+        return self._module.rewards if isinstance(self._module, PreferenceLoss) else None
 
     def _bring(self, tensor: Tensor) -> Tensor:
         """The tensor on the device; from pinned memory the host does not wait for the copy."""
@@ -223,7 +256,7 @@ class Engine:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _initialize(self, module: CausalLoss) -> tuple[Any, torch.optim.Optimizer]:
+    def _initialize(self, module: torch.nn.Module) -> tuple[Any, torch.optim.Optimizer]:
         deepspeed = import_deepspeed()
         join_processes(self.options.rank, self.options.world)
         if self.options.zero_stage == 3:
@@ -246,7 +279,7 @@ class Engine:
         engine.train()
         return engine, adam
 
-    def _split(self, module: CausalLoss, deepspeed: Any) -> None:
+    def _split(self, module: torch.nn.Module, deepspeed: Any) -> None:
         """Leave each process its part of every parameter, one parameter after another.
 
         DeepSpeed's own start moves the whole model to each process' device first, where it has

@@ -42,7 +42,7 @@ class Measures:
             contexts: Indexes of the step's contexts.
             seconds: From asking for its data to the end of its optimizer step.
         """
-        lengths = self._store.lengths[contexts]
+        lengths = self._store.text_lengths(contexts)
         self._tokens += self._store.trained_tokens(contexts)
         self.pace.add("step", seconds)
         shares = self.pace.shares(
