@@ -1,6 +1,7 @@
 """Pairs of answers are trained by DPO: with TRL's losses, resumable, against one base model."""
 
 import copy
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional
 from transformers import get_linear_schedule_with_warmup
 
 from tests.training.forking import Strike, log_of, run_step
+from tests.training.record_trl import BATCH, BETA, GRADIENTS, LOSSES, PAIRS, STEPS
 from tests.training.test_resume import ENGINE, SAVING, assert_same, kill_and_go_on
 from tests.training.volume import (
     CONTEXT,
@@ -20,7 +22,6 @@ from tests.training.volume import (
     make_model,
     make_pair_volume,
     make_pairs,
-    make_tokenizer,
     read_lines,
 )
 from trainer.contract.topics import SkipConfig
@@ -29,8 +30,6 @@ from trainer.tokens.store import TokenStore
 from trainer.training.data.batches import read_batch
 from trainer.training.engine.preference import PreferenceLoss
 
-STEPS, BATCH, GRADIENTS, BETA = 10, 2, 2, 0.3
-PAIRS = STEPS * BATCH * GRADIENTS // 2  # two epochs
 REFERENCE = "trainer.training.reference"
 
 
@@ -124,50 +123,11 @@ def test_losses_and_rewards_are_those_of_the_formula(tmp_path: Path, architectur
 
 @pytest.mark.parametrize("architecture", ["gptj", "neox", "llama"])
 def test_losses_are_those_of_trl(tmp_path: Path, architecture: str) -> None:
-    trl = pytest.importorskip("trl", reason="TRL is not installed: pip install --no-deps trl")
-    from datasets import Dataset
-
-    from tests.training.test_masks import Losses
-
-    def words(ids: list[int]) -> str:
-        return "".join(f" w{token}" for token in ids)
-
-    rows = [
-        {"prompt": words(prompt), "chosen": words(better[:-1]), "rejected": words(worse[:-1])}
-        for prompt, better, worse in make_pairs(PAIRS)
-    ]
-    losses = Losses()
-    trl.DPOTrainer(
-        model=make_model(architecture),
-        ref_model=make_model(architecture),
-        args=trl.DPOConfig(
-            output_dir=str(tmp_path / "theirs"),
-            beta=BETA,
-            per_device_train_batch_size=BATCH,
-            gradient_accumulation_steps=GRADIENTS,
-            num_train_epochs=2,
-            learning_rate=0.01,
-            warmup_steps=0.1,
-            weight_decay=0.0,
-            lr_scheduler_type="linear",
-            max_grad_norm=1.0,
-            optim="adamw_torch",
-            logging_steps=1,
-            train_sampling_strategy="sequential",
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=make_tokenizer(),
-        callbacks=[losses],
-    ).train()
-    found = of(trained(compared_config(tmp_path / "ours", architecture)), "loss")
-    assert len(found) == len(losses.found) == STEPS
-    assert np.abs(np.array(found) - losses.found).max() < 1e-4
+    expected = json.loads(LOSSES.read_text())[architecture]
+    lines = trained(compared_config(tmp_path, architecture))
+    for name, wanted in expected.items():
+        assert len(wanted) == STEPS
+        assert np.abs(np.array(of(lines, name)) - wanted).max() < 1e-4, name
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -219,7 +179,7 @@ def test_the_reference_is_computed_once_for_the_same_content(tmp_path: Path) -> 
     again = config | {"run_name": "again", "preference": {"beta": 0.2}, "learn_rate": 0.02}
     again["request"] = {"run_name": "again", "epochs": 2}
     assert run_step("finetune", again) == 0, log_of(again)[-3000:]
-    assert log_of(config).count("computed the base model's") == 1
+    assert log_of(config).count("\ncomputed the base model's") == 1
     assert "log-probabilities of 25 pairs are cached" in log_of(config)
     lines = read_lines(tmp_path / "again/metrics.jsonl")
     assert of(lines, "loss")[0] == pytest.approx(of(first, "loss")[0], abs=1e-6)
@@ -227,7 +187,7 @@ def test_the_reference_is_computed_once_for_the_same_content(tmp_path: Path) -> 
     other.write_text(other.read_text() + "\n")
     third = again | {"run_name": "third", "request": {"run_name": "third"}}
     assert run_step("finetune", third) == 0, log_of(third)[-3000:]
-    assert log_of(config).count("computed the base model's") == 2
+    assert log_of(config).count("\ncomputed the base model's") == 2
 
 
 def test_dropout_of_the_model_is_off(tmp_path: Path) -> None:
@@ -240,7 +200,8 @@ def test_dropout_of_the_model_is_off(tmp_path: Path) -> None:
 
 def test_adapters_are_trained_against_the_base_model(tmp_path: Path) -> None:
     lora = {"rank": 4, "target_modules": "all-linear"}
-    config = pair_config(tmp_path, lora=lora, epochs=4, learn_rate=0.05)
+    more = {"epochs": 4, "learn_rate": 0.05, "preference": {"beta": 1.0}}
+    config = pair_config(tmp_path, lora=lora, **more)
     lines = trained(config)
     assert of(lines, "loss")[0] == pytest.approx(np.log(2), abs=1e-5)
     assert of(lines, "loss")[-1] < 0.5
@@ -256,8 +217,6 @@ def test_the_finetuned_model_is_compared_with_the_base(tmp_path: Path) -> None:
     asked = {name: config[name] for name in ("volume", "run_name", "model", "tokens", "preference")}
     asked["sampling"] = {"prompt_tokens": 0}
     assert run_step("evaluate", asked) == 0, log_of(config, "evaluate")[-3000:]
-    import json
-
     report = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert report["base_loss"] == pytest.approx(np.log(2))
     assert report["loss"] == pytest.approx(of(lines, "eval_loss")[-1], abs=1e-5)

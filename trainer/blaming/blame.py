@@ -109,6 +109,7 @@ def blame(volume: Path, run: RunFolder, question: Question) -> dict[str, Any]:
 
 def _case(volume: Path, run: RunFolder, question: Question) -> Case:
     job, store = job_of(run), store_of(run)
+    store.refuse_pairs("finetune blame")
     last = run.checkpoints / name_of(job.plan.steps)
     if not last.is_dir() or verify(last):
         raise RequestError(

@@ -1,9 +1,15 @@
 """What goes with pairs of answers (data.shape=preference), and what does not."""
 
+from trainer.contract.addresses import masked
 from trainer.contract.topics import DataConfig, LoraConfig, PreferenceConfig
 
 
-def pair_problem(data: DataConfig, preference: PreferenceConfig, lora: LoraConfig | None) -> str:
+def pair_problem(
+    data: DataConfig,
+    preference: PreferenceConfig,
+    lora: LoraConfig | None,
+    tensorizer_uri: str,
+) -> str:
     """What stands in the way, with the way out; empty: nothing."""
     if not data.is_of_pairs:
         if preference == PreferenceConfig():
@@ -11,6 +17,12 @@ def pair_problem(data: DataConfig, preference: PreferenceConfig, lora: LoraConfi
         return (
             f"preference has no effect without data.shape='preference' (got beta="
             f"{preference.beta:g}). Leave it out, or name that shape."
+        )
+    if tensorizer_uri:
+        return (
+            "tensorizer_uri can't be combined with data.shape='preference' (got "
+            f"{masked(tensorizer_uri)!r}): what the base model makes of the pairs is kept by the "
+            "content of its folder. Leave it out."
         )
     if lora is not None and lora.base_bits == 4:
         return (

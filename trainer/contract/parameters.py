@@ -270,7 +270,7 @@ class Parameters(BaseModel):
     @model_validator(mode="after")
     def _check_preference(self) -> "Parameters":
         """Hold the topics to each other that pairs of answers concern."""
-        if problem := pair_problem(self.data, self.preference, self.lora):
+        if problem := pair_problem(self.data, self.preference, self.lora, self.tensorizer_uri):
             raise ValueError(problem)
         return self
 

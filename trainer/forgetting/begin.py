@@ -26,6 +26,7 @@ def plan_forgetting(volume: Path, run: RunFolder, asked: Asked) -> dict[str, Any
         RequestError: Nothing is named, or the run can't be repeated.
     """
     record, store, job = run.record() or {}, store_of(run), job_of(run)
+    store.refuse_pairs("finetune forget")
     dataset = record["request"]["dataset"]
     found = find(store, asked, str(volume), dataset)
     skip_before = {"documents": [], "sha256": [], **record["request"].get("skip", {})}

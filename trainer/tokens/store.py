@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from trainer.contract.errors import DamagedError
+from trainer.contract.errors import DamagedError, RequestError
 from trainer.contract.json_text import parse_json
 from trainer.contract.sealed_folder import file_record
 
@@ -205,6 +205,15 @@ class TokenStore:
             edges = np.append(starts[first:last].astype(np.int64) - begin, [length, width])
             found[row] = np.arange(width) - np.repeat(edges[:-1], np.diff(edges))
         return found
+
+    def refuse_pairs(self, command: str) -> None:
+        """Raise RequestError where contexts are pairs of answers, which `command` can't take."""
+        if self.manifest.of_pairs:
+            raise RequestError(
+                f"{command} is not for runs on pairs of answers (data.shape='preference'): their "
+                "loss is one against the base model. Make the run again with another dataset, "
+                "or with skip."
+            )
 
     def loss_terms(self, contexts: np.ndarray | slice) -> int:
         """Of how many terms the loss of some contexts is the mean: trained tokens, or pairs."""
