@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trainer.contract import checkpoints, events, part_losses, run_files
 from trainer.contract.checkpoints import name_of
 from trainer.contract.errors import DamagedError, StepError
@@ -26,8 +24,8 @@ from trainer.contract.step_configs import EvaluateConfig
 from trainer.contract.volume import path_on_volume, place_of
 from trainer.contract.wording import as_markdown_text
 from trainer.evaluation import pairs, parts, tasks
+from trainer.evaluation.held_out import Judged, on_held_out
 from trainer.evaluation.prompts import Prompt, prompt_text, prompts_of
-from trainer.evaluation.tasks import Scores
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore
 
@@ -181,22 +179,6 @@ def _batch_size(config: EvaluateConfig) -> int:
     return run_files.trained_batch_size(record) or DEFAULT_BATCH
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """What was measured of a model."""
-
-    loss: float | None = None
-    """Over all held-out tokens."""
-    by_part: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    """Of a mixture, by folder."""
-    texts: list[list[str]] = dataclasses.field(default_factory=list)
-    """What it writes after each prompt."""
-    scores: tuple[Scores, dict[str, dict[str, bool]]] = ({}, {})
-    """At tasks."""
-    answers: np.ndarray | None = None
-    """Of pairs, the log-probabilities of the held-out answers, (pairs, 2)."""
-
-
 def _judge(
     config: EvaluateConfig,
     folder: Path,
@@ -229,7 +211,7 @@ def _judge(
     asked_with = [prompt.ids for prompt in prompts]
     texts = sample(model, tokenizer, asked_with, config.sampling, config.random_seed, on_token=told)
     batch_size = _batch_size(config)
-    judged = _on_held_out(model, store, batch_size, f"evaluate {name}")
+    judged = on_held_out(model, store, batch_size, f"evaluate {name}")
     judged = dataclasses.replace(judged, texts=texts)
     if not config.evaluation.tasks:
         return judged
@@ -237,37 +219,6 @@ def _judge(
     scores = tasks.run_tasks(model, tokenizer, config.evaluation, config.volume, **how)
     tasks.say_scores(name, scores[0])
     return dataclasses.replace(judged, scores=scores)
-
-
-def _on_held_out(model: Any, store: TokenStore, batch_size: int, label: str) -> Judged:
-    """The model's loss on held-out text, or its log-probabilities of held-out answers."""
-    import torch
-
-    from trainer.training.data.validation import held_out, held_out_loss
-    from trainer.training.engine.loss import CausalLoss
-
-    total, done = len(held_out(store)), 0
-
-    def told(now: int) -> None:
-        events.progress(label=label, done=now, total=total, unit="contexts")
-
-    if store.manifest.of_pairs:
-        return Judged(answers=pairs.log_probs_of(model, store, batch_size, told))
-    loss_of = CausalLoss(model)
-
-    def counted(*batch: torch.Tensor | None) -> torch.Tensor:
-        nonlocal done
-        done = min(total, done + batch_size)
-        told(done)
-        return loss_of(*(part if part is None else part.to(model.device) for part in batch))
-
-    with torch.no_grad():
-        by_part = parts.losses_by_part(
-            store, lambda some: held_out_loss(counted, store, batch_size, contexts=some)
-        )
-        if by_part:
-            return Judged(parts.mean_of_parts(store, by_part), by_part)
-        return Judged(held_out_loss(counted, store, batch_size))
 
 
 def _told_of_samples(label: str) -> Callable[[int, int], None]:

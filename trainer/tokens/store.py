@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from trainer.contract.errors import DamagedError, RequestError
+from trainer.contract.errors import DamagedError
 from trainer.contract.json_text import parse_json
 from trainer.contract.sealed_folder import file_record
 
@@ -205,31 +205,6 @@ class TokenStore:
             edges = np.append(starts[first:last].astype(np.int64) - begin, [length, width])
             found[row] = np.arange(width) - np.repeat(edges[:-1], np.diff(edges))
         return found
-
-    def refuse_pairs(self, command: str) -> None:
-        """Raise RequestError where contexts are pairs of answers, which `command` can't take."""
-        if self.manifest.of_pairs:
-            raise RequestError(
-                f"{command} is not for runs on pairs of answers (data.shape='preference'): their "
-                "loss is one against the base model. Make the run again with another dataset, "
-                "or with skip."
-            )
-
-    def loss_terms(self, contexts: np.ndarray | slice) -> int:
-        """Of how many terms the loss of some contexts is the mean: trained tokens, or pairs."""
-        if not self.manifest.of_pairs:
-            return self.trained_tokens(contexts)
-        return len(self.lengths[contexts])
-
-    def text_lengths(self, contexts: np.ndarray) -> np.ndarray:
-        """Ids of each text of some contexts, one after another, int64; a pair is two texts."""
-        lengths = self.lengths[contexts].astype(np.int64)
-        if not self.manifest.of_pairs:
-            return lengths
-        starts = self.documents["start"]
-        first = np.searchsorted(starts, self.begins[contexts])
-        chosen = starts[first + 1].astype(np.int64) - starts[first].astype(np.int64)
-        return np.stack([chosen, lengths - chosen], axis=1).reshape(-1)
 
     def trained_of_each(self, contexts: slice) -> np.ndarray:
         """Trained tokens of each of some contexts, shape (contexts,), int64."""

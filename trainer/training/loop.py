@@ -12,6 +12,7 @@ from trainer.contract import events
 from trainer.contract.errors import Interrupted
 from trainer.contract.events import say
 from trainer.report import journal
+from trainer.tokens.pair_contexts import loss_terms
 from trainer.tokens.store import TokenStore
 from trainer.training.data.batches import Batch, read_ahead
 from trainer.training.engine.engine import WITHOUT_UPDATE, Engine
@@ -148,7 +149,7 @@ class Loop:
         torch.manual_seed(seed_of(plan.seed, step, engine.options.rank))
         whole = plan.contexts_of(step)
         contexts = plan.kept(whole)
-        tokens, terms = self.store.trained_tokens(contexts), self.store.loss_terms(contexts)
+        tokens, terms = self.store.trained_tokens(contexts), loss_terms(self.store, contexts)
         losses, rewards = [], []
         for batch in share:
             loss = engine.loss(*batch.given)

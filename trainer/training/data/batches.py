@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.tokens.pair_contexts import text_lengths
 from trainer.tokens.store import TokenStore
 
 # Contexts end where their text does, rounded up so that few different shapes occur.
@@ -89,7 +90,7 @@ def read_pairs(store: TokenStore, contexts: np.ndarray, pairs: int = 0) -> Batch
     """
     count = max(1, pairs or len(contexts))
     lengths = np.zeros(2 * count, np.int64)
-    lengths[: 2 * len(contexts)] = store.text_lengths(contexts)
+    lengths[: 2 * len(contexts)] = text_lengths(store, contexts)
     width = max(2, int(lengths.max()))
     width = min(-(-width // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, store.manifest.context)
     width = store.manifest.context if pairs else width

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from trainer.tokens.pair_contexts import loss_terms
 from trainer.tokens.store import TokenStore
 from trainer.training.data.batches import read_batch
 
@@ -36,7 +37,7 @@ def held_out_loss(
         contexts: Which; None: all that are held out.
     """
     contexts = held_out(store) if contexts is None else contexts
-    terms = store.loss_terms(contexts)
+    terms = loss_terms(store, contexts)
     if not terms:
         return None
     total = 0.0

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,42 +19,15 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.models.buffers import persistent_buffers
-from trainer.planning.memory_model import Precision
 from trainer.training.engine import kernels
-from trainer.training.engine.adam import AdamOptions, Clipping, make_adam
+from trainer.training.engine.adam import Clipping, make_adam
 from trainer.training.engine.fetching import fetch
 from trainer.training.engine.loss import CausalLoss, trained_places
+from trainer.training.engine.options import EngineOptions, deepspeed_config
 from trainer.training.engine.preference import PreferenceLoss, without_dropout
 from trainer.training.engine.start_up import host_group, import_deepspeed, join_processes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """How a model is spread over processes and memory."""
-
-    rank: int
-    world: int
-    batch_size: int
-    zero_stage: int
-    precision: Precision
-    offload: bool = False
-    checkpointed_layers: int | None = 0
-    """Layers that are computed again in the backward pass, the first ones; None: all."""
-    compile: bool = False
-    """Have torch.compile write the layers' code: takes micro-batches of one shape alone."""
-    liger: bool = False
-    """Take Liger's kernels."""
-    deterministic: bool = True
-    """On a GPU take kernels whose sums are always in one order."""
-    adam_bits: int = 32
-    """Of Adam's moments: 32, or 8 in blocks."""
-    adam: AdamOptions = field(default_factory=AdamOptions)
-    packed: bool = False
-    """Rows hold several texts, which takes attention a mask."""
-    beta: float = 0.0
-    """Of DPO, where contexts are pairs of answers; 0: they are text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +244,7 @@ class Engine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             engine, *_ = deepspeed.initialize(
-                model=module, optimizer=adam, config=_deepspeed_config(self.options)
+                model=module, optimizer=adam, config=deepspeed_config(self.options)
             )
         if self.options.world == 1 and self.options.zero_stage == 0:
             # It would copy all gradients into one buffer and back to add up nothing: 6 % of a step.
@@ -290,7 +263,7 @@ class Engine:
             parameter.data = parameter.data.to(dtype)  # adapters are made in fp32
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)
-        config = _deepspeed_config(self.options)
+        config = deepspeed_config(self.options)
         deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=dtype)
 
 
@@ -305,31 +278,3 @@ def _compute_again(model: Any, layers: int | None) -> None:
 
 def layers_of(model: Any) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-
-
-def _overlaps(options: EngineOptions) -> bool:
-    """Whether gradients are sent while the backward pass continues: on several GPUs.
-
-    DeepSpeed 0.19 refuses it at stage 1 where we say when a step is complete; there all gradients
-    are sent once, after the last micro-batch.
-    """
-    return torch.cuda.is_available() and options.world > 1 and options.zero_stage >= 2
-
-
-def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": options.batch_size,
-        "gradient_accumulation_steps": 1,
-        # `Engine.step` says when a step is complete: the last of an epoch has fewer batches.
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": 0.0 if options.zero_stage == 0 else options.adam.clip,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-        "bf16": {"enabled": options.precision == "bf16", "check_grad_overflow": True},
-        "fp16": {"enabled": options.precision == "fp16"},
-        "zero_optimization": {"stage": options.zero_stage, "overlap_comm": _overlaps(options)},
-    }
-    if options.offload:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return config
