@@ -215,3 +215,13 @@ def test_plans_count_pairs(chats: Chats) -> None:
     assert not exact.estimated and exact.num_contexts == 300
     assert exact.padding_share == pytest.approx(1 - store.manifest.num_tokens / (300 * 128))
     assert counted.trained_tokens == pytest.approx(exact.trained_tokens, rel=0.4)
+
+
+def test_pairs_are_not_for_retrain() -> None:
+    from flows.retrain import RetrainParameters, _refuse_what_needs_no_series
+    from trainer.contract.errors import RequestError
+    from trainer.contract.validation import load_parameters
+
+    asked = load_parameters(RetrainParameters, {"run_name": "x", "data": PREFERENCE})
+    with pytest.raises(RequestError, match="is not for retrain"):
+        _refuse_what_needs_no_series(asked)

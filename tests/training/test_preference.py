@@ -3,6 +3,7 @@
 import copy
 import json
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,18 @@ from tests.training.volume import (
     make_model,
     make_pair_volume,
     make_pairs,
+    make_volume,
     read_lines,
 )
+from trainer.blaming.blame import blame
+from trainer.blaming.target import Question
+from trainer.contract.errors import RequestError
+from trainer.contract.run_folder import RunFolder
+from trainer.contract.step_configs import load_step_config
 from trainer.contract.topics import SkipConfig
+from trainer.contract.work_key import work_key
+from trainer.forgetting.begin import plan_forgetting
+from trainer.forgetting.finding import Asked
 from trainer.tokens.left_out import left_out
 from trainer.tokens.store import TokenStore
 from trainer.training.data.batches import read_batch
@@ -225,6 +235,31 @@ def test_the_finetuned_model_is_compared_with_the_base(tmp_path: Path) -> None:
     page = (tmp_path / "run/evaluation.md").read_text()
     assert "before" in page and "(4 pairs)" in page and "| better answer preferred |" in page
     assert "perplexity" not in page
+
+
+def test_what_compares_models_by_text_is_refused(tmp_path: Path) -> None:
+    config = pair_config(tmp_path, schedule={"max_steps": 1})
+    config["request"] = {"run_name": "run", "dataset": "dataset"}
+    trained(config)
+    run = RunFolder(tmp_path, "run")
+    with pytest.raises(RequestError, match="finetune forget is not for runs on pairs"):
+        plan_forgetting(tmp_path, run, Asked(documents=["dataset/made-up.txt#3"]))
+    with pytest.raises(RequestError, match="finetune blame is not for runs on pairs"):
+        blame(tmp_path, run, Question(held_out=True))
+
+
+def test_a_run_on_text_records_nothing_of_pairs(tmp_path: Path) -> None:
+    text = make_config(make_volume(tmp_path / "text"), schedule={"max_steps": 1})
+    pairs = pair_config(tmp_path / "pairs", schedule={"max_steps": 1})
+    for config, says in ((text, False), (pairs, True)):
+        lines = trained(config)
+        record = json.loads((Path(config["volume"]) / "run/run.json").read_text())
+        assert ("preference" in record["config"]) is says
+        assert ("reward_margin" in lines[0]) is says
+        assert (Path(config["volume"]) / "cache/reference").exists() is says
+        shown = asdict(load_step_config("finetune", json.dumps(config)))
+        before = {name: value for name, value in shown.items() if name != "preference"}
+        assert work_key("finetune", shown) == work_key("finetune", before)
 
 
 def test_a_skipped_pair_is_in_no_step(tmp_path: Path) -> None:

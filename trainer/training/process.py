@@ -17,12 +17,8 @@ from trainer.contract.errors import DamagedError, DoesNotFitError, RequestError
 from trainer.contract.events import say
 from trainer.contract.files import write_atomically
 from trainer.contract.sealed_folder import read_manifest
-from trainer.contract.topics import OptimizerConfig
-from trainer.planning.memory_model import Precision, effective_stage
 from trainer.report import journal
 from trainer.tokens.store import TokenStore
-from trainer.tokens.store import read_manifest as read_store_manifest
-from trainer.training.engine.adam import AdamOptions
 from trainer.training.engine.adapters import add_adapters
 from trainer.training.engine.base import base_model, weights_for
 from trainer.training.engine.engine import DTYPES, Engine, EngineOptions
@@ -34,6 +30,7 @@ from trainer.training.engine.partitions import (
     slices_to_save,
 )
 from trainer.training.engine.start_up import join_processes
+from trainer.training.engine_options import options_of
 from trainer.training.job import Job
 from trainer.training.limits.skipping import BadNumbersError
 from trainer.training.limits.stopping import StopRequest
@@ -82,7 +79,7 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
         peak_gib: Most of a GPU's memory that was in use; None without one.
     """
     join_processes(rank, world)
-    options = _options(job, rank, world)
+    options = options_of(job, rank, world)
     model, _ = _model(job, options)
     _make_zero(model)
     engine = Engine(model, options)
@@ -111,7 +108,7 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
     """Train to the end; how the schedule was shortened, if it was."""
     check = StoreCheck(job.path("tokens")) if rank == 0 else None
     join_processes(rank, world)
-    options = _options(job, rank, world)
+    options = options_of(job, rank, world)
     store = TokenStore.open(job.path("tokens"))
     if options.beta:
         store = replace(store, reference=known_reference(job, store, options))
@@ -231,46 +228,6 @@ def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
         how = "so losses agree to about 1e-4 and not to the last bit"
     what = ", ".join(changed)
     say(f"it continues with {what}: the same batches, but sums in another order, {how}")
-
-
-def _options(job: Job, rank: int, world: int) -> EngineOptions:
-    precision = choose_precision(job.config.precision, job.config.force_fp16)
-    manifest, _ = read_store_manifest(job.path("tokens"))
-    stage = effective_stage(job.zero_stage, world, precision, job.offload)
-    if stage < job.zero_stage and rank == 0 and not job.is_trial:
-        say(f"zero_stage {job.zero_stage} splits nothing over one process: trained as {stage}")
-    return EngineOptions(
-        rank=rank,
-        world=world,
-        batch_size=job.batch_size,
-        zero_stage=stage,
-        precision=precision,
-        offload=job.offload,
-        checkpointed_layers=job.checkpointed_layers,
-        compile=job.config.kernels.compile,
-        liger=job.config.kernels.liger,
-        deterministic=job.config.kernels.deterministic,
-        adam_bits=job.config.optimizer.adam_bits,
-        adam=_adam_options(job.config.optimizer),
-        packed=manifest.packed,
-        beta=job.config.preference.beta if manifest.of_pairs else 0.0,
-    )
-
-
-def _adam_options(optimizer: OptimizerConfig) -> AdamOptions:
-    names = [field.name for field in fields(AdamOptions)]
-    return AdamOptions(**{name: getattr(optimizer, name) for name in names})
-
-
-def choose_precision(asked: Precision | str, force_fp16: bool) -> Precision:
-    """fp32 on the CPU; on a GPU bf16 where it has it, else fp16."""
-    if force_fp16:
-        return "fp16"
-    if asked:
-        return asked  # type: ignore[return-value]
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def _model(job: Job, options: EngineOptions) -> tuple[Any, SliceReader | None]:
