@@ -200,6 +200,17 @@ def test_the_reference_is_computed_once_for_the_same_content(tmp_path: Path) -> 
     assert log_of(config).count("\ncomputed the base model's") == 2
 
 
+def test_nothing_is_kept_of_a_damaged_store(tmp_path: Path) -> None:
+    config = pair_config(tmp_path)
+    tokens = tmp_path / "tokens/tiny/tokens.bin"
+    content = bytearray(tokens.read_bytes())
+    content[0] ^= 1
+    tokens.write_bytes(content)
+    assert run_step("finetune", config) != 0
+    assert "has other content" in log_of(config)
+    assert not (tmp_path / "cache/reference").exists()
+
+
 def test_dropout_of_the_model_is_off(tmp_path: Path) -> None:
     with_it, without = (
         pair_config(tmp_path / str(share), epochs=1, dropout=share, architecture="neox")

@@ -36,7 +36,7 @@ class EngineOptions:
     """Of DPO, where contexts are pairs of answers; 0: they are text."""
 
 
-def overlaps(options: EngineOptions) -> bool:
+def sends_meanwhile(options: EngineOptions) -> bool:
     """Whether gradients are sent while the backward pass continues: on several GPUs.
 
     DeepSpeed 0.19 refuses it at stage 1 where we say when a step is complete; there all gradients
@@ -58,7 +58,10 @@ def deepspeed_config(options: EngineOptions) -> dict[str, Any]:
         "steps_per_print": None,
         "bf16": {"enabled": options.precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": options.precision == "fp16"},
-        "zero_optimization": {"stage": options.zero_stage, "overlap_comm": overlaps(options)},
+        "zero_optimization": {
+            "stage": options.zero_stage,
+            "overlap_comm": sends_meanwhile(options),
+        },
     }
     if options.offload:
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}

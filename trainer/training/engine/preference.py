@@ -181,7 +181,7 @@ class _ChunkedPairLoss(torch.autograd.Function):
         grads = ctx.grads = Gradients(hidden, weight, bias, needed)
         if train:
             margins = _margins(answers, reference, beta)
-            slope = beta * torch.sigmoid(-margins) * rows.real()  # of the loss by -margin / beta
+            slope = beta * torch.sigmoid(-margins)  # of the loss, by minus the margin over beta
             of_rows = torch.stack([slope, -slope], 1).flatten().float()  # (2P,)
             of_tokens = of_rows.index_select(0, rows.places // rows.width)  # (N,)
             _add_gradients(grads, hidden, weight, bias, targets, of_tokens)
