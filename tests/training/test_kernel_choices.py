@@ -9,7 +9,7 @@ import torch
 
 from tests.training.volume import make_model
 from trainer.training.engine import kernels
-from trainer.training.engine.options import EngineOptions
+from trainer.training.engine.options import EngineOptions, sends_meanwhile
 
 
 @pytest.fixture
