@@ -124,6 +124,11 @@ def _refuse_what_needs_no_series(parameters: RetrainParameters) -> None:
         )
         if getattr(parameters, name)
     ]
+    if parameters.data.is_of_pairs:
+        problems.append(
+            "data.shape='preference' is not for retrain: a champion's loss on pairs is one against "
+            "its own base model. Train pairs by finetune."
+        )
     if parameters.train_ratio == 1:
         problems.append(
             "train_ratio leaves no held-out text to compare models on (got 1.0). Set it below 1."

@@ -52,6 +52,11 @@ def _request(parameters: SweepParameters, trial: Trial, epochs: int) -> dict[str
     fixed = {*OWN, "run_name", "pvc", *(["epochs"] if parameters.halving > 1 else [])}
     varied = {name: name.partition(".")[0] for name in trial.values}
     problems = [f"over can't vary {name}." for name, topic in varied.items() if topic in fixed]
+    if "preference" in varied.values():
+        problems.append(
+            "over can't vary preference: runs are ranked by their held-out loss, which another "
+            "beta measures in another unit. Compare such runs by their reward accuracy."
+        )
     if parameters.halving > 1 and parameters.schedule.max_steps:
         problems.append(
             f"schedule.max_steps can't be combined with halving (got {parameters.halving}): each "

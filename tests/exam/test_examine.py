@@ -74,7 +74,7 @@ def test_a_model_whose_first_parameters_get_no_gradient_resumes() -> None:
 
 def test_a_wrong_loss_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that softens its logits: the head alone is not enough for its loss."""
-    monkeypatch.setattr(loss, "_has_plain_head", lambda model: True)
+    monkeypatch.setattr(loss, "has_plain_head", lambda model: True)
     assert "transformers says" in passes("gemma2", "loss")["loss"]
 
 

@@ -133,6 +133,9 @@ def test_a_key_of_a_topic_varies_over_what_the_topic_has() -> None:
     ]:
         with pytest.raises(RequestError, match=problem):
             asked_trials(load_parameters(SweepParameters, {**given, "over": wrong}))
+    pairs = {**given, "data": {"shape": "preference"}, "over": {"preference.beta": [0.1]}}
+    with pytest.raises(RequestError, match="over can't vary preference"):
+        asked_trials(load_parameters(SweepParameters, pairs))
     halved = {**given, "over": over, "halving": 2, "schedule": {"max_steps": 5}}
     with pytest.raises(RequestError, match="max_steps can't be combined with halving"):
         asked_trials(load_parameters(SweepParameters, halved))

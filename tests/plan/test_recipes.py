@@ -95,3 +95,22 @@ def test_a_rehearsal_keeps_the_curve_and_what_is_trained(tmp_path: Path) -> None
     small = load_parameters(Parameters, small_request(asked, tmp_path))
     assert (small.schedule.kind, small.schedule.warmup_steps) == ("wsd", 0)
     assert (small.optimizer, small.lora) == (asked.optimizer, asked.lora)
+
+
+def test_a_pair_is_planned_as_two_texts() -> None:
+    """Twice the tokens of a context; the base model sees each pair once before training."""
+    pairs = planned(batch_size=2, data={"shape": "preference"})
+    texts = planned(batch_size=4, gradients=pairs.gradients)
+    assert pairs.gpu_memory_parts_gib == texts.gpu_memory_parts_gib
+    assert pairs.seconds_per_step == pytest.approx(texts.seconds_per_step)
+    assert pairs.steps == pytest.approx(2 * texts.steps, abs=1)
+    assert pairs.tokens == pytest.approx(2 * texts.tokens, rel=1e-3)
+    assert pairs.hours_parts["reference"] > 0 and "reference" not in texts.hours_parts
+    worked_out = planned(batch_size=-1, data={"shape": "preference"}, trainer_gpu=LARGE)
+    assert worked_out.batch_size * 2 <= planned(batch_size=-1, trainer_gpu=LARGE).batch_size + 1
+
+
+def test_a_rehearsal_trains_pairs_as_they_were_asked(tmp_path: Path) -> None:
+    asked = {"data": {"shape": "preference"}, "preference": {"beta": 0.3}}
+    small = small_request(load_parameters(Parameters, {"run_name": "run", **asked}), tmp_path)
+    assert small["preference"] == {"beta": 0.3} and small["data"]["shape"] == "preference"

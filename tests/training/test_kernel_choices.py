@@ -9,7 +9,7 @@ import torch
 
 from tests.training.volume import make_model
 from trainer.training.engine import kernels
-from trainer.training.engine.engine import EngineOptions, _overlaps
+from trainer.training.engine.options import EngineOptions, sends_meanwhile
 
 
 @pytest.fixture
@@ -89,4 +89,4 @@ def test_gradients_are_sent_meanwhile_on_several_gpus(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     options = EngineOptions(rank=0, world=world, batch_size=1, zero_stage=stage, precision="bf16")
-    assert _overlaps(options) is overlaps
+    assert sends_meanwhile(options) is overlaps

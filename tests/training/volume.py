@@ -122,11 +122,13 @@ def write_store(
     trained: np.ndarray | None = None,
     documents: np.ndarray | None = None,
     options: dict[str, Any] | None = None,
+    context: int = 0,
 ) -> None:
     """Write a store.
 
     Args:
         documents: Of the stream; None: each context is one.
+        context: Where it is not the width of `ids`.
     """
     folder.mkdir(parents=True)
     names = FILES
@@ -143,7 +145,7 @@ def write_store(
         "format": FORMAT,
         "key": "tiny",
         "dtype": "uint32" if ids.dtype.itemsize == 4 else "uint16",
-        "context": ids.shape[1],
+        "context": context or ids.shape[1],
         "num_contexts": len(ids),
         "num_train_contexts": num_train,
         "num_tokens": int(lengths.sum()),
@@ -190,6 +192,42 @@ def make_packed_volume(
     packing = {"packing": "documents 1"} if together > 1 else {}
     train = 20 // together
     write_store(store.folder, ids, lengths, train, trained, documents, packing)
+    return root
+
+
+def make_pairs(count: int) -> list[tuple[list[int], list[int], list[int]]]:
+    """Prompt, better and worse answer as ids; the better ones follow a rule."""
+    rng, pairs = np.random.default_rng(5), []
+    for _ in range(count):
+        prompt = rng.integers(1, VOCABULARY, rng.integers(2, 5)).tolist()
+        rejected = rng.integers(1, VOCABULARY, rng.integers(2, 9)).tolist()
+        chosen = [(prompt[-1] * 7 + at) % (VOCABULARY - 1) + 1 for at in range(rng.integers(2, 9))]
+        pairs.append((prompt, [*chosen, EOT], [*rejected, EOT]))
+    return pairs
+
+
+def make_pair_volume(
+    root: Path, architecture: str = "gptj", pairs: int = 21, held_out: int = 4, **more: Any
+) -> Path:
+    """A volume with models/tiny and tokens/tiny, whose contexts are the pairs of `make_pairs`."""
+    make_model(architecture, **more).save_pretrained(root / "models" / "tiny")
+    make_tokenizer().save_pretrained(root / "models" / "tiny")
+    shape = (pairs + held_out, 2 * CONTEXT)
+    ids, trained = np.full(shape, EOT, "<u2"), np.zeros(shape, bool)
+    lengths, documents, start = [], [], 0
+    for row, (prompt, *answers) in enumerate(make_pairs(pairs + held_out)):
+        at = 0
+        for answer in answers:
+            documents.append((start + at, 0, row + 1))
+            ids[row, at : at + len(prompt) + len(answer)] = [*prompt, *answer]
+            trained[row, at + len(prompt) : at + len(prompt) + len(answer)] = True
+            at += len(prompt) + len(answer)
+        lengths.append(at)
+        start += at
+    options = {"records": {"pairs": 1}}
+    parts, sizes = np.array(documents, DOCUMENT), np.array(lengths, "<u4")
+    folder = root / "tokens" / "tiny"
+    write_store(folder, ids, sizes, pairs, trained, parts, options, context=CONTEXT)
     return root
 
 

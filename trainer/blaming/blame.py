@@ -23,6 +23,7 @@ from trainer.contract.sealed_folder import verify
 from trainer.contract.wording import format_seconds
 from trainer.forgetting.recorded import checkpoint_digest, job_of, store_of
 from trainer.plan.facts import step_seconds
+from trainer.tokens.pair_contexts import refuse_pairs
 from trainer.tokens.store import TokenStore
 from trainer.training.job import Job
 
@@ -109,6 +110,7 @@ def blame(volume: Path, run: RunFolder, question: Question) -> dict[str, Any]:
 
 def _case(volume: Path, run: RunFolder, question: Question) -> Case:
     job, store = job_of(run), store_of(run)
+    refuse_pairs(store, "finetune blame")
     last = run.checkpoints / name_of(job.plan.steps)
     if not last.is_dir() or verify(last):
         raise RequestError(

@@ -15,6 +15,7 @@ from trainer.contract.topics import (
     KernelsConfig,
     LoraConfig,
     OptimizerConfig,
+    PreferenceConfig,
     RetentionConfig,
     ScheduleConfig,
     SkipConfig,
@@ -23,6 +24,7 @@ from trainer.contract.topics import (
 # Of each topic the keys that were there before; the others came later.
 FIRST_KEYS: Mapping[Any, tuple[str, ...]] = {
     DataConfig: (),
+    PreferenceConfig: (),
     SkipConfig: (),
     CheckpointsConfig: ("keep_last", "keep_best", "max_gib", "every_minutes"),
     KernelsConfig: ("compile", "liger"),
@@ -34,6 +36,7 @@ FIRST_KEYS: Mapping[Any, tuple[str, ...]] = {
 }
 NAMES = {
     "data": DataConfig,
+    "preference": PreferenceConfig,
     "skip": SkipConfig,
     "checkpoints": CheckpointsConfig,
     "kernels": KernelsConfig,

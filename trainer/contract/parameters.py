@@ -18,6 +18,7 @@ from trainer.contract.cluster_request import Cluster, cluster_settings_over
 from trainer.contract.cluster_settings import ClusterSettings
 from trainer.contract.image_reference import with_tag_apart
 from trainer.contract.later_keys import without_later_defaults
+from trainer.contract.pair_rules import pair_problem
 from trainer.contract.parameter_types import (
     BatchSize,
     BoundaryIndex,
@@ -45,6 +46,7 @@ from trainer.contract.topics import (
     KernelsConfig,
     LoraConfig,
     OptimizerConfig,
+    PreferenceConfig,
     RetentionConfig,
     ScheduleConfig,
     ServingConfig,
@@ -73,6 +75,7 @@ Budget = Annotated[BudgetConfig, _from_object_or_text(BudgetConfig)]
 Evaluation = Annotated[EvaluationConfig, _from_object_or_text(EvaluationConfig)]
 Serving = Annotated[ServingConfig, _from_object_or_text(ServingConfig)]
 Schedule = Annotated[ScheduleConfig, _from_object_or_text(ScheduleConfig)]
+Preference = Annotated[PreferenceConfig, _from_object_or_text(PreferenceConfig)]
 Optimizer = Annotated[OptimizerConfig, _from_object_or_text(OptimizerConfig)]
 Kernels = Annotated[KernelsConfig, _from_object_or_text(KernelsConfig)]
 Retention = Annotated[RetentionConfig, _from_object_or_text(RetentionConfig)]
@@ -172,6 +175,8 @@ class Parameters(BaseModel):
     """Share of the steps in which the learning rate rises (0 to 1); `schedule` says the rest."""
     schedule: Schedule = ScheduleConfig()
     """Rate: kind=linear (or cosine, constant, wsd), warmup_steps=0, min_rate=0, max_steps=0, ..."""
+    preference: Preference = PreferenceConfig()
+    """Pairs of answers (data.shape=preference), trained by DPO: beta=0.1."""
     optimizer: Optimizer = OptimizerConfig()
     """Adam: weight_decay=0, beta1=0.9, beta2=0.999, eps=1e-8, clip=1, offload='', adam_bits=32."""
     batch_size_divisor: Positive = 1.0
@@ -260,6 +265,13 @@ class Parameters(BaseModel):
                 "evaluation.max_forgetting has no effect without data.replay (got "
                 f"{self.evaluation.max_forgetting}). Leave it out, or name general text."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_preference(self) -> "Parameters":
+        """Hold the topics to each other that pairs of answers concern."""
+        if problem := pair_problem(self.data, self.preference, self.lora, self.tensorizer_uri):
+            raise ValueError(problem)
         return self
 
     @classmethod

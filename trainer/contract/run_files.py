@@ -126,6 +126,7 @@ class ComparedLosses(Losses):
     compared: dict[str, Any]
     tasks: NotRequired[list[dict[str, Any]]]
     parts: NotRequired[list[dict[str, Any]]]
+    pairs: NotRequired[dict[str, Any]]
 
 
 @with_config(_JSON)

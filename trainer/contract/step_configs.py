@@ -38,6 +38,7 @@ from trainer.contract.topics import (
     KernelsConfig,
     LoraConfig,
     OptimizerConfig,
+    PreferenceConfig,
     RetentionConfig,
     ScheduleConfig,
     SkipConfig,
@@ -193,6 +194,8 @@ class FinetuneConfig(StepConfig):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The curve of the learning rate, and an end before that of the epochs."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Where the store is of pairs."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     """Documents that are not trained on, see trainer/tokens/left_out.py."""
@@ -223,6 +226,8 @@ class EvaluateConfig(StepConfig):
     random_seed: Seed = default_of("random_seed")
     batch_size: BatchSize = default_of("batch_size")
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Where the store is of pairs."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

@@ -31,8 +31,9 @@ from trainer.contract.parameter_types import (
 class DataConfig:
     """What the records of the dataset are, and which of their tokens are trained."""
 
-    shape: Literal["", "text", "chat", "completion"] = ""
-    """'': found for each file by the keys of its first record."""
+    shape: Literal["", "text", "chat", "completion", "preference"] = ""
+    """'': found for each file by the keys of its first record; preference: pairs of answers, which
+    are trained by DPO (see the topic preference)."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Turns that are trained: all of the assistant, its last one, or every token."""
     too_long: Literal["refuse", "drop", "cut"] = "refuse"
@@ -58,6 +59,12 @@ class DataConfig:
             raise ValueError(
                 f"bos has no effect on chats and completions (got bos={self.bos!r}). "
                 "Their template writes what they begin with. Leave bos out."
+            )
+        if self.is_of_pairs and (unused := self._not_of_pairs()):
+            raise ValueError(
+                f"{unused[0]} can't be combined with shape='preference' (got {unused[0]}="
+                f"{getattr(self, unused[0])!r}). A pair is a context of its own, of which both "
+                f"answers are trained. Leave {', '.join(unused)} out."
             )
         if self.shape == "text" and (unused := self.of_records()):
             raise ValueError(
@@ -87,7 +94,17 @@ class DataConfig:
     @property
     def is_of_records(self) -> bool:
         """Whether the dataset is said to be of chats or completions."""
-        return self.shape in ("chat", "completion")
+        return self.shape in ("chat", "completion", "preference")
+
+    @property
+    def is_of_pairs(self) -> bool:
+        """Whether the records are said to be pairs of a better and a worse answer."""
+        return self.shape == "preference"
+
+    def _not_of_pairs(self) -> list[str]:
+        """Names of the keys that are set and mean nothing for pairs."""
+        usual = {"train_on": "assistant", "packing": "", "weights": {}, "replay": ""}
+        return [name for name, value in usual.items() if getattr(self, name) != value]
 
     def for_plain_text(self) -> "DataConfig":
         """The same without what means something for chats and completions alone."""
@@ -145,6 +162,14 @@ class LoraConfig:
                 f"modules_to_save names what target_modules names too (got {', '.join(both)}). "
                 "A module is trained whole or gets an adapter. Leave it out of one of them."
             )
+
+
+@dataclass(frozen=True, kw_only=True, config=TOPIC)
+class PreferenceConfig:
+    """How pairs of answers are trained: direct preference optimization (DPO)."""
+
+    beta: Positive = 0.1
+    """How closely the model keeps to the base model: it scales the rewards (>0)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=TOPIC)

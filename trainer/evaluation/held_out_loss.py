@@ -21,6 +21,7 @@ def loss_of_model(
     Args:
         label: Of the progress that is reported.
     """
+    assert not store.manifest.of_pairs, "refused before: it takes the base model as well"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else None
     model = load_model(final, dtype=dtype, trust_remote_code=trust_remote_code).to(device)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from trainer.contract import checkpoints, events, part_losses, run_files
 from trainer.contract.checkpoints import name_of
@@ -23,9 +23,9 @@ from trainer.contract.run_folder import RunFolder
 from trainer.contract.step_configs import EvaluateConfig
 from trainer.contract.volume import path_on_volume, place_of
 from trainer.contract.wording import as_markdown_text
-from trainer.evaluation import parts, tasks
+from trainer.evaluation import pairs, parts, tasks
+from trainer.evaluation.held_out import Judged, on_held_out
 from trainer.evaluation.prompts import Prompt, prompt_text, prompts_of
-from trainer.evaluation.tasks import Scores
 from trainer.steps import StepResult
 from trainer.tokens.store import TokenStore
 
@@ -33,6 +33,8 @@ FORMAT = 1
 DEFAULT_BATCH = 4
 # By which the loss of `final` may differ from training's: sums in another order, or 16 bits.
 EXACT_SHARE, ROUNDED_SHARE = 1e-4, 1e-2
+# Of pairs in 16 bits: rounding adds up over an answer, not measured on a GPU yet.
+ROUNDED_PAIRS_SHARE = 0.1
 PROGRESS_SECONDS = 0.5  # between two events while samples are written
 
 
@@ -50,6 +52,8 @@ def run(config: EvaluateConfig) -> StepResult:
         )
     store = TokenStore.open(path_on_volume(config.volume, "tokens", config.tokens))
     compared = {"final": final_digest, "tokens": store.digest, **_settings(config)}
+    if store.manifest.of_pairs:
+        compared["beta"] = config.preference.beta
     report = readable_object(run_folder.report, run_files.Evaluation)
     reused = report is not None and report["compared"] == compared
     if not reused:
@@ -106,7 +110,10 @@ def _rounding(run_folder: RunFolder) -> float:
         precision = checkpoints.read_manifest(path).about.get("precision", precision)
     stored = parse_json((run_folder.final / "config.json").read_text(encoding="utf-8"))
     exact = (stored.get("dtype") or stored.get("torch_dtype") or "float32") == "float32"
-    return EXACT_SHARE if exact and precision == "fp32" else ROUNDED_SHARE
+    if exact and precision == "fp32":
+        return EXACT_SHARE
+    of_pairs = "preference" in (run_folder.record() or {}).get("config", {})
+    return ROUNDED_PAIRS_SHARE if of_pairs else ROUNDED_SHARE
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -149,17 +156,19 @@ def _compare(config: EvaluateConfig, run_folder: RunFolder, store: TokenStore) -
     weights = place_of(config.volume, "tensorizer_uri", config.tensorizer_uri)
     base = _judge(config, base_folder, store, tokenizer, prompts, "base model", weights)
     final = _judge(config, run_folder.final, store, tokenizer, prompts, "finetuned model")
-    base_loss, loss = base.loss, final.loss
+    losses: dict[str, Any] = {"base_loss": base.loss, "loss": final.loss}
+    if base.answers is not None and final.answers is not None:
+        losses = pairs.compared_pairs(base.answers, final.answers, config.preference.beta)
     rows = tasks.compared_scores(base.scores[0], *final.scores)
     folders = parts.compared_parts(store, base.by_part, final.by_part)
     more = {"tasks": rows, "parts": folders}
     return {name: found for name, found in more.items() if found} | {
         "contexts": len(contexts),
         "tokens": store.trained_tokens(contexts),
-        "base_loss": base_loss,
-        "base_perplexity": _perplexity(base_loss),
-        "loss": loss,
-        "perplexity": _perplexity(loss),
+        **losses,
+        # The loss of pairs is none of tokens.
+        "base_perplexity": None if store.manifest.of_pairs else _perplexity(base.loss),
+        "perplexity": None if store.manifest.of_pairs else _perplexity(final.loss),
         "samples": [
             {"prompt": prompt.text, "base": before, "finetuned": after}
             for prompt, before, after in zip(prompts, base.texts, final.texts, strict=True)
@@ -173,19 +182,6 @@ def _batch_size(config: EvaluateConfig) -> int:
         return config.batch_size
     record = RunFolder(config.volume, config.run_name).record() or {}
     return run_files.trained_batch_size(record) or DEFAULT_BATCH
-
-
-class Judged(NamedTuple):
-    """What was measured of a model."""
-
-    loss: float | None
-    """Over all held-out tokens."""
-    by_part: dict[str, float | None]
-    """Of a mixture, by folder."""
-    texts: list[list[str]]
-    """What it writes after each prompt."""
-    scores: tuple[Scores, dict[str, dict[str, bool]]]
-    """At tasks."""
 
 
 def _judge(
@@ -202,8 +198,6 @@ def _judge(
 
     from trainer.models import load_base
     from trainer.models.generation import most_new_tokens, sample
-    from trainer.training.data.validation import held_out, held_out_loss
-    from trainer.training.engine.loss import CausalLoss
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else None
@@ -222,28 +216,14 @@ def _judge(
     asked_with = [prompt.ids for prompt in prompts]
     texts = sample(model, tokenizer, asked_with, config.sampling, config.random_seed, on_token=told)
     batch_size = _batch_size(config)
-    loss_of, total, done = CausalLoss(model), len(held_out(store)), 0
-
-    def counted(*batch: torch.Tensor | None) -> torch.Tensor:
-        nonlocal done
-        done = min(total, done + batch_size)
-        events.progress(label=f"evaluate {name}", done=done, total=total, unit="contexts")
-        return loss_of(*(part if part is None else part.to(device) for part in batch))
-
-    with torch.no_grad():
-        by_part = parts.losses_by_part(
-            store, lambda some: held_out_loss(counted, store, batch_size, contexts=some)
-        )
-        if by_part:
-            loss = parts.mean_of_parts(store, by_part)
-        else:
-            loss = held_out_loss(counted, store, batch_size)
+    judged = on_held_out(model, store, batch_size, f"evaluate {name}")
+    judged = dataclasses.replace(judged, texts=texts)
     if not config.evaluation.tasks:
-        return Judged(loss, by_part, texts, ({}, {}))
+        return judged
     how = {"batch_size": batch_size, "seed": config.random_seed}
     scores = tasks.run_tasks(model, tokenizer, config.evaluation, config.volume, **how)
     tasks.say_scores(name, scores[0])
-    return Judged(loss, by_part, texts, scores)
+    return dataclasses.replace(judged, scores=scores)
 
 
 def _told_of_samples(label: str) -> Callable[[int, int], None]:
@@ -267,11 +247,13 @@ def _perplexity(loss: float | None) -> float | None:
 def _sentence(report: dict[str, Any]) -> str:
     if report["loss"] is None:
         return "there are no held-out contexts (train_ratio=1), so no loss was measured"
-    forgot = part_losses.forgetting_words(report.get("parts", []))
+    more = part_losses.forgetting_words(report.get("parts", []))
+    size = f"{report['contexts']:,} contexts, {report['tokens']:,} tokens"
+    if "pairs" in report:
+        more, size = pairs.in_words(report["pairs"]), f"{report['contexts']:,} pairs"
     return (
-        f"held-out loss {report['base_loss']:.4f} before, {report['loss']:.4f} after "
-        f"({report['contexts']:,} contexts, {report['tokens']:,} tokens)"
-    ) + (f"; {forgot}" if forgot else "")
+        f"held-out loss {report['base_loss']:.4f} before, {report['loss']:.4f} after ({size})"
+    ) + (f"; {more}" if more else "")
 
 
 def as_markdown(run_name: str, report: dict[str, Any]) -> str:
@@ -282,7 +264,9 @@ def as_markdown(run_name: str, report: dict[str, Any]) -> str:
         lines += ["| figure | base | finetuned |", "| --- | ---: | ---: |"]
         for name in ("loss", "perplexity"):
             before, after = report[f"base_{name}"], report[name]
-            lines.append(f"| {name} | {_shown(before)} | {_shown(after)} |")
+            if name == "loss" or "pairs" not in report:
+                lines.append(f"| {name} | {_shown(before)} | {_shown(after)} |")
+        lines += pairs.rows(report["pairs"]) if "pairs" in report else []
         lines.append("")
     lines += parts.table(report.get("parts", []))
     lines += tasks.table(report.get("tasks", []))

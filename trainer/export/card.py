@@ -47,7 +47,7 @@ def _evaluation(finished: FinishedRun) -> list[str]:
         return []
     lines = ["## Evaluation", "", f"On held-out text of the training data ({_size(report)}).", ""]
     lines += ["| figure | base | finetuned |", "| --- | ---: | ---: |"]
-    for name in ("loss", "perplexity"):
+    for name in ("loss",) if "pairs" in report else ("loss", "perplexity"):
         lines.append(f"| {name} | {_shown(report[f'base_{name}'])} | {_shown(report[name])} |")
     return [*lines, ""]
 

@@ -16,6 +16,7 @@ from trainer.forgetting.recorded import checkpoint_digest, job_of, store_of
 from trainer.forgetting.steps import records_at, start_before, steps_with
 from trainer.plan.facts import step_seconds
 from trainer.tokens.left_out import left_out
+from trainer.tokens.pair_contexts import refuse_pairs
 from trainer.training.save.records import NAMES
 
 
@@ -26,6 +27,7 @@ def plan_forgetting(volume: Path, run: RunFolder, asked: Asked) -> dict[str, Any
         RequestError: Nothing is named, or the run can't be repeated.
     """
     record, store, job = run.record() or {}, store_of(run), job_of(run)
+    refuse_pairs(store, "finetune forget")
     dataset = record["request"]["dataset"]
     found = find(store, asked, str(volume), dataset)
     skip_before = {"documents": [], "sha256": [], **record["request"].get("skip", {})}

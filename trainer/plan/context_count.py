@@ -129,7 +129,7 @@ def _trained_tokens(manifest: "Manifest") -> int | None:
 def _padding_share(manifest: "Manifest") -> float | None:
     if not manifest.of_records:
         return None
-    return manifest.num_padding / max(1, manifest.num_contexts * manifest.context)
+    return manifest.num_padding / max(1, manifest.num_contexts * manifest.width)
 
 
 def _left_out_share(manifest: "Manifest") -> float | None:

@@ -53,7 +53,7 @@ def estimate_records(
     for source, shape in zip(chosen, shapes, strict=True):
         size, found = _beginning(source, shape, config, most_bytes)
         stored += size
-        records += len(found)
+        records += len(found) / (2 if shape == "preference" else 1)
         texts += [text for one in found for text in _trained_texts(one, config.data.train_on)]
         if config.data.packing:
             lengths += [_length(one, tokenizer) for one in found]
@@ -105,7 +105,7 @@ def _beginning(
 ) -> tuple[float, list["Conversation"]]:
     """Conversations at the beginning of a file, and the stored bytes that they stand for."""
     from trainer.contract.errors import RequestError
-    from trainer.tokens.chat.conversations import RecordError, conversation_of
+    from trainer.tokens.chat.conversations import RecordError
     from trainer.tokens.chat.records import read_records
     from trainer.tokens.text.documents import whole_part
 
@@ -114,7 +114,7 @@ def _beginning(
         if record is None:
             continue
         try:
-            found.append(conversation_of(record.value, shape, config.data.system))
+            found += _conversations(record.value, shape, config.data.system)
         except RecordError as error:
             raise RequestError(f"dataset file {record.place} {error}.") from error
         taken += len(json.dumps(record.value))
@@ -122,6 +122,17 @@ def _beginning(
             packed = source.compression or source.kind == "parquet"
             return min(source.size, taken / (PACKED_RATIO if packed else 1.0)), found
     return source.size, found
+
+
+def _conversations(value: Any, shape: str, system: str) -> list["Conversation"]:
+    """Of a record; a pair of answers has two."""
+    from trainer.tokens.chat.conversations import conversation_of
+
+    if shape != "preference":
+        return [conversation_of(value, shape, system)]
+    from trainer.tokens.chat.pairs import pair_of
+
+    return list(pair_of(value, system))
 
 
 def _trained_texts(conversation: "Conversation", train_on: str) -> list[str]:

@@ -38,7 +38,8 @@ def choose(
         `setting` with batch size, offload and checkpointed layers; None: nothing fits.
     """
     room = int(memory_bytes * USABLE_SHARE)
-    most = max(1, SATURATING_TOKENS // setting.context) if setting.on_gpu else CPU_BATCH
+    saturating = SATURATING_TOKENS // (setting.context * setting.texts)
+    most = max(1, saturating) if setting.on_gpu else CPU_BATCH
     sizes = [batch_size] if batch_size > 0 else range(most, 0, -1)
     for offloaded in _offload_ways(setting, offload):
         for size in sizes:

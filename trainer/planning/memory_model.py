@@ -46,6 +46,8 @@ class Setting:
     context: int
     batch_size: int = 1
     """Contexts in a micro-batch of one process."""
+    texts: int = 1
+    """Of each context: 2 where it is a pair of answers, each as long as a context."""
     zero_stage: int = 3
     processes: int = 1
     """Training processes in all: one for each GPU."""
@@ -73,7 +75,7 @@ class Setting:
     @property
     def tokens(self) -> int:
         """Tokens in a micro-batch."""
-        return self.batch_size * self.context
+        return self.batch_size * self.context * self.texts
 
     def recomputed(self, shape: ModelShape) -> int:
         return shape.layers if self.checkpointed_layers is None else self.checkpointed_layers

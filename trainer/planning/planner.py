@@ -106,6 +106,7 @@ def _setting(
     offload = optimizer.get("offload", "")
     asked = Setting(
         context=parameters["context"],
+        texts=2 if (parameters.get("data") or {}).get("shape") == "preference" else 1,
         zero_stage=parameters["zero_stage"],
         processes=processes * machine.nodes,
         processes_per_node=processes,
@@ -257,6 +258,10 @@ def _hours(
         "final model": seconds.finish_seconds(shape, setting),
         "evaluation": start + 2 * of_held_out(alone),  # base and final model, in one process
     }
+    if setting.texts == 2:  # the base model sees each pair once before training
+        parts["reference"] = correction * seconds.evaluation_seconds(
+            shape, setting, machine.gpu, contexts=work.num_contexts, cores=machine.cores
+        )
     return {name: part / 3600 for name, part in parts.items()}
 
 
@@ -274,5 +279,5 @@ def _in_gib(parts: Mapping[str, int]) -> dict[str, float]:
 def _tokens(work: Work, setting: Setting, trained_tokens: int | None) -> int:
     """Trained by the whole run; of chats, those of an epoch for each context that it trains."""
     if trained_tokens is None:
-        return work.trained_contexts * setting.context
+        return work.trained_contexts * setting.context * setting.texts
     return round(trained_tokens * work.trained_contexts / max(work.num_train_contexts, 1))

@@ -112,7 +112,8 @@ def evaluation_seconds(
     shape: ModelShape, setting: Setting, gpu: Gpu | None, *, contexts: int, cores: int
 ) -> float:
     """How long the loss of held-out contexts takes."""
-    operations = forward_operations_per_token(shape, setting) * contexts * setting.context
+    tokens = contexts * setting.context * setting.texts
+    operations = forward_operations_per_token(shape, setting) * tokens
     per_process = rate(gpu, cores, setting.processes_per_node)
     return operations / (per_process * setting.processes)
 

@@ -180,7 +180,7 @@ class Work:
 
     @property
     def disk_bytes(self) -> int:
-        tokens = self.num_contexts * self.setting.context
+        tokens = self.num_contexts * self.setting.context * self.setting.texts
         token_bytes = 2 if self.shape.vocabulary <= 2**16 else 4
         checkpoints = self.kept_checkpoints + self.replay_checkpoints + 1
         kept = checkpoints * memory_model.checkpoint_bytes(

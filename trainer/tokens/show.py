@@ -7,7 +7,7 @@ from typing import Any
 from trainer.contract.errors import RequestError
 from trainer.contract.json_text import parse_json
 from trainer.contract.wording import part_words
-from trainer.tokens.store import Manifest, TokenStore
+from trainer.tokens.store import SIDES, Manifest, TokenStore
 
 BOUNDARY_MARK = "¶"
 TRAINED_MARKS = "⟦", "⟧"
@@ -19,9 +19,10 @@ def describe(store: TokenStore) -> str:
     """The ledger of a store: what each file gave, and that it adds up."""
     manifest = store.manifest
     held_out = manifest.num_contexts - manifest.num_train_contexts
+    what = f"{'pairs of 2 x' if manifest.of_pairs else 'contexts of'} {manifest.context:,}"
     lines = [
         f"{store.folder.name}  {store.digest}",
-        f"{manifest.num_contexts:,} contexts of {manifest.context:,} ids "
+        f"{manifest.num_contexts:,} {what} ids "
         f"({manifest.num_train_contexts:,} to train on, {held_out:,} held out), "
         f"{manifest.dtype}, by {manifest.encoder}",
         f"padding {manifest.num_padding:,} ids, end of text {manifest.eot_token_id}, "
@@ -111,15 +112,17 @@ def show_context(store: TokenStore, index: int) -> str:
     side = "to train on" if index < manifest.num_train_contexts else "held out"
     lines = [f"context {index:,} of {manifest.num_contexts:,}, {side}: {length:,} ids"]
     decode = _decoder(store)
-    for span in spans:
-        lines.append(f"--- {span.path}, document {span.number}: ids {span.begin} to {span.end - 1}")
+    sides = SIDES if manifest.of_pairs else [""] * len(spans)
+    for side, span in zip(sides, spans, strict=True):
+        name = f"{span.path}, document {span.number}" + (f", {side}" if side else "")
+        lines.append(f"--- {name}: ids {span.begin} to {span.end - 1}")
         if (trained := store.trained([index])) is not None:
             marked = trained[0, span.begin : span.end].tolist()
             lines.append(_with_trained(decode, ids[span.begin : span.end], marked))
             continue
         lines.append(_marked(decode, ids[span.begin : span.end], manifest.boundary_token_id))
-    if length < manifest.context:
-        lines.append(f"--- padding: ids {length} to {manifest.context - 1}")
+    if length < manifest.width:
+        lines.append(f"--- padding: ids {length} to {manifest.width - 1}")
     return "\n".join(lines)
 
 

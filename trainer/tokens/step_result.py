@@ -13,9 +13,12 @@ def step_result(volume: Path, store: TokenStore, started: float, reused: bool) -
     total_bytes = sum(source["bytes"] for source in manifest.sources)
     name = store.folder.relative_to(volume).as_posix()
     totals = manifest.totals
+    size = f"contexts of {manifest.context:,}"
+    if manifest.of_pairs:
+        size = f"pairs of 2 x {manifest.context:,}"
     message = (
-        f"{'Found' if reused else 'Made'} {name}: {manifest.num_contexts:,} contexts of "
-        f"{manifest.context:,} ids from {len(manifest.sources):,} files in {seconds:.1f} s."
+        f"{'Found' if reused else 'Made'} {name}: {manifest.num_contexts:,} {size} "
+        f"ids from {len(manifest.sources):,} files in {seconds:.1f} s."
     )
     result = {
         "store": name,

@@ -32,6 +32,8 @@ FAST = "xxh3_128"  # as fast as memory; SHA-256 takes ten times as long
 MANIFEST = "manifest.json"
 FILES = ("tokens.bin", "lengths.bin", "begins.bin", "documents.bin")
 MASK = "mask.bin"
+SIDES = ("chosen", "rejected")
+"""The two texts of a pair, in their order."""
 
 # `start`: position in the stream; `number`: of the document in its file, from 1.
 DOCUMENT = np.dtype([("start", "<u8"), ("file", "<u4"), ("number", "<u4")])
@@ -79,6 +81,16 @@ class Manifest:
         return bool(self.options.get("packing"))
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether each context is a pair of texts, the better answer first: data.shape."""
+        return bool(self.options.get("records", {}).get("pairs"))
+
+    @property
+    def width(self) -> int:
+        """Ids of a row of tokens.bin: a pair has room for two texts of `context` ids."""
+        return 2 * self.context if self.of_pairs else self.context
+
+    @property
     def of_records(self) -> bool:
         """Whether the ledger counts records and what of them is trained: not a stream of text."""
         return bool(self.chat) or self.packed
@@ -120,6 +132,9 @@ class TokenStore:
     manifest: Manifest
     digest: str
     """SHA-256 of manifest.json, which holds those of all other files: names the content."""
+    reference: np.ndarray | None = None
+    """Of pairs: log-probabilities of both answers by the base model, (num_contexts, 2), float64;
+    None: not known yet. See trainer/training/reference.py."""
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> "TokenStore":
@@ -139,8 +154,8 @@ class TokenStore:
 
     @cached_property
     def contexts(self) -> np.ndarray:
-        """Token ids, shape (num_contexts, context), uint16 or uint32, read-only."""
-        shape = (self.manifest.num_contexts, self.manifest.context)
+        """Token ids, shape (num_contexts, width), uint16 or uint32, read-only."""
+        shape = (self.manifest.num_contexts, self.manifest.width)
         return self._mapped("tokens.bin", np.dtype(self.manifest.dtype)).reshape(shape)
 
     @cached_property
@@ -153,7 +168,7 @@ class TokenStore:
         """Bits of the trained ids, shape (num_contexts, ceil(context / 8)), uint8; None: all."""
         if MASK not in self.manifest.digests:
             return None
-        width = -(-self.manifest.context // 8)
+        width = -(-self.manifest.width // 8)
         return self._mapped(MASK, np.dtype(np.uint8)).reshape(self.manifest.num_contexts, width)
 
     def trained(self, contexts: np.ndarray | list[int]) -> np.ndarray | None:
@@ -164,7 +179,7 @@ class TokenStore:
         if self.mask_bits is None:
             return None
         bits = self.mask_bits[contexts]
-        count = self.manifest.context
+        count = self.manifest.width
         return np.unpackbits(bits, axis=1, count=count, bitorder="little").astype(bool)
 
     def trained_tokens(self, contexts: np.ndarray | slice) -> int:

@@ -12,6 +12,7 @@ from trainer.contract import events
 from trainer.contract.errors import Interrupted
 from trainer.contract.events import say
 from trainer.report import journal
+from trainer.tokens.pair_contexts import loss_terms
 from trainer.tokens.store import TokenStore
 from trainer.training.data.batches import Batch, read_ahead
 from trainer.training.engine.engine import WITHOUT_UPDATE, Engine
@@ -34,6 +35,7 @@ from trainer.training.save.seeds_and_records import (
     engine_record,
     finite,
     left_out_fields,
+    reward_fields,
     seed_of,
 )
 from trainer.training.schedule import Shortened
@@ -147,16 +149,17 @@ class Loop:
         torch.manual_seed(seed_of(plan.seed, step, engine.options.rank))
         whole = plan.contexts_of(step)
         contexts = plan.kept(whole)
-        tokens = self.store.trained_tokens(contexts)
-        losses = []
+        tokens, terms = self.store.trained_tokens(contexts), loss_terms(self.store, contexts)
+        losses, rewards = [], []
         for batch in share:
-            loss = engine.loss(batch.ids, batch.lengths, batch.trained, batch.positions)
-            engine.backward(loss / max(1, tokens))
+            loss = engine.loss(*batch.given)
+            engine.backward(loss / max(1, terms))
             losses.append(loss.detach())
+            rewards.append(engine.rewards)
         self.saver.let_change()
         report = engine.step(plan.learning_rate(step), losses) if share else WITHOUT_UPDATE
         total, host_gib = engine.sum_over_processes(report.loss, self.measures.host_gib())
-        mean = total / max(1, tokens)
+        mean = total / max(1, terms)
         progress.step, progress.loss = step + 1, mean if share else progress.loss
         if report.applied and share:
             progress.tokens += tokens
@@ -172,6 +175,7 @@ class Loop:
             "tokens_per_second": tokens / (time.monotonic() - began),
             "seconds": progress.seconds,
             "host_memory_gib": host_gib,
+            **reward_fields(engine, rewards, terms),
             **self.measures.of_step(contexts, time.monotonic() - began),
             **left_out_fields(len(whole), len(contexts), updates=bool(share)),
         }

@@ -17,12 +17,8 @@ from trainer.contract.errors import DamagedError, DoesNotFitError, RequestError
 from trainer.contract.events import say
 from trainer.contract.files import write_atomically
 from trainer.contract.sealed_folder import read_manifest
-from trainer.contract.topics import OptimizerConfig
-from trainer.planning.memory_model import Precision, effective_stage
 from trainer.report import journal
 from trainer.tokens.store import TokenStore
-from trainer.tokens.store import read_manifest as read_store_manifest
-from trainer.training.engine.adam import AdamOptions
 from trainer.training.engine.adapters import add_adapters
 from trainer.training.engine.base import base_model, weights_for
 from trainer.training.engine.engine import DTYPES, Engine, EngineOptions
@@ -34,12 +30,14 @@ from trainer.training.engine.partitions import (
     slices_to_save,
 )
 from trainer.training.engine.start_up import join_processes
+from trainer.training.engine_options import options_of
 from trainer.training.job import Job
 from trainer.training.limits.skipping import BadNumbersError
 from trainer.training.limits.stopping import StopRequest
 from trainer.training.loop import Loop, Progress
 from trainer.training.record.memory_use import gpu_peak_gib
 from trainer.training.record.validate_and_sample import Looks
+from trainer.training.reference import compute_reference, known_reference
 from trainer.training.save.final import write_final
 from trainer.training.save.records import cut_back
 from trainer.training.save.saving import Saver, restore, restore_buffers, slices_bytes
@@ -81,15 +79,17 @@ def _try(job: Job, rank: int, world: int) -> dict[str, Any]:
         peak_gib: Most of a GPU's memory that was in use; None without one.
     """
     join_processes(rank, world)
-    options = _options(job, rank, world)
+    options = options_of(job, rank, world)
     model, _ = _model(job, options)
     _make_zero(model)
     engine = Engine(model, options)
     context = TokenStore.open(job.path("tokens")).manifest.context
-    ids = torch.zeros((job.batch_size, context), dtype=torch.int64)
+    rows = job.batch_size * (2 if options.beta else 1)
+    ids = torch.zeros((rows, context), dtype=torch.int64)
     positions = torch.arange(context).expand_as(ids) if options.packed else None
+    reference = torch.zeros((job.batch_size, 2), dtype=torch.float64) if options.beta else None
     for _ in range(2):
-        loss = engine.loss(ids, torch.full((job.batch_size,), context), None, positions)
+        loss = engine.loss(ids, torch.full((rows,), context), None, positions, reference)
         engine.backward(loss / ids.numel())
         engine.step(0.0)
     peak_gib = gpu_peak_gib()
@@ -108,18 +108,12 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
     """Train to the end; how the schedule was shortened, if it was."""
     check = StoreCheck(job.path("tokens")) if rank == 0 else None
     join_processes(rank, world)
-    options = _options(job, rank, world)
-    progress = Progress()
+    options = options_of(job, rank, world)
+    store = TokenStore.open(job.path("tokens"))
+    if options.beta:
+        store = replace(store, reference=known_reference(job, store, options))
     with host_memory.given_back():
-        model, base = _model(job, options)
-        engine = Engine(model, options)
-        if job.checkpoint_path is not None:
-            progress = _go_to(job.checkpoint_path, engine)
-        elif base is not None:
-            restore(slices_to_fill(engine), base, ("weight",))
-            restore_buffers(engine.buffers, base)
-            put_in_place(engine)
-        engine.share_buffers()
+        engine, progress, store = _begun(job, options, store, check)
     keep, slices = job.config.checkpoints, slices_to_save(engine)
     whole_bytes = int(engine.sum_over_processes(slices_bytes(slices))[0])
     saver = Saver(
@@ -133,7 +127,6 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
         buffers=lambda: engine.buffers,
     )
     _refuse_damaged(check, engine)
-    store = TokenStore.open(job.path("tokens"))
     looks, stop = Looks(job, engine, store), StopRequest()
     try:
         Loop(job, engine, store, saver, stop, progress, looks).run()
@@ -143,6 +136,32 @@ def _train(job: Job, rank: int, world: int) -> Shortened | None:
     stop.at_once()
     engine.close()
     return progress.shortened
+
+
+def _begun(
+    job: Job, options: EngineOptions, store: TokenStore, check: StoreCheck | None
+) -> tuple[Engine, Progress, TokenStore]:
+    """The engine where training begins or resumes; a store of pairs knows its reference then."""
+    missing = bool(options.beta) and store.reference is None
+    # The base model goes first where it has yet to say what it thinks of the pairs.
+    first = replace(job, from_step=0) if missing else job
+    progress = Progress()
+    model, base = _model(first, options)
+    engine = Engine(model, options)
+    if first.checkpoint_path is not None:
+        progress = _go_to(first.checkpoint_path, engine)
+    elif base is not None:
+        restore(slices_to_fill(engine), base, ("weight",))
+        restore_buffers(engine.buffers, base)
+        put_in_place(engine)
+    engine.share_buffers()
+    if missing:
+        _refuse_damaged(check, engine)  # no number is kept of a damaged token
+        store = replace(store, reference=compute_reference(job, store, engine))
+        if job.checkpoint_path is not None:
+            progress = _go_to(job.checkpoint_path, engine)
+            engine.share_buffers()
+    return engine, progress, store
 
 
 def _refuse_damaged(check: StoreCheck | None, engine: Engine) -> None:
@@ -209,44 +228,6 @@ def _say_what_changed(about: dict[str, Any], engine: Engine) -> None:
         how = "so losses agree to about 1e-4 and not to the last bit"
     what = ", ".join(changed)
     say(f"it continues with {what}: the same batches, but sums in another order, {how}")
-
-
-def _options(job: Job, rank: int, world: int) -> EngineOptions:
-    precision = choose_precision(job.config.precision, job.config.force_fp16)
-    stage = effective_stage(job.zero_stage, world, precision, job.offload)
-    if stage < job.zero_stage and rank == 0 and not job.is_trial:
-        say(f"zero_stage {job.zero_stage} splits nothing over one process: trained as {stage}")
-    return EngineOptions(
-        rank=rank,
-        world=world,
-        batch_size=job.batch_size,
-        zero_stage=stage,
-        precision=precision,
-        offload=job.offload,
-        checkpointed_layers=job.checkpointed_layers,
-        compile=job.config.kernels.compile,
-        liger=job.config.kernels.liger,
-        deterministic=job.config.kernels.deterministic,
-        adam_bits=job.config.optimizer.adam_bits,
-        adam=_adam_options(job.config.optimizer),
-        packed=read_store_manifest(job.path("tokens"))[0].packed,
-    )
-
-
-def _adam_options(optimizer: OptimizerConfig) -> AdamOptions:
-    names = [field.name for field in fields(AdamOptions)]
-    return AdamOptions(**{name: getattr(optimizer, name) for name in names})
-
-
-def choose_precision(asked: Precision | str, force_fp16: bool) -> Precision:
-    """fp32 on the CPU; on a GPU bf16 where it has it, else fp16."""
-    if force_fp16:
-        return "fp16"
-    if asked:
-        return asked  # type: ignore[return-value]
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def _model(job: Job, options: EngineOptions) -> tuple[Any, SliceReader | None]:

@@ -135,7 +135,8 @@ def _size(config: FinetuneConfig, store: TokenStore) -> Sizing:
     """How much of the work to do at once, said where it was worked out."""
     model = path_on_volume(config.volume, "model", config.model)
     contexts = store.manifest.num_train_contexts
-    sizing = size_up(config, model, store.manifest.context, contexts)
+    texts = 2 if store.manifest.of_pairs else 1
+    sizing = size_up(config, model, store.manifest.context, contexts, texts)
     if has_gpu():
         sizing = confirmed(config, sizing, lambda tried: _attempt(config, store, tried))
     if config.batch_size < 0 or sizing.checkpointed_layers != 0 or sizing.offload:
@@ -293,9 +294,15 @@ def _made_from(config: FinetuneConfig, store: TokenStore) -> dict[str, Any]:
         "tokenizer_digest": store.manifest.tokenizer_digest,
         "random_seed": config.random_seed,
         "trust_remote_code": config.trust_remote_code,
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_RECORDED},
+        "config": _recorded(config, store),
         **({"code": _code(config)} if config.trust_remote_code else {}),
     }
+
+
+def _recorded(config: FinetuneConfig, store: TokenStore) -> dict[str, Any]:
+    """The config, for run.json: what is of pairs alone only where there are pairs."""
+    left_out = (*_NOT_RECORDED, *(() if store.manifest.of_pairs else ("preference",)))
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
 
 
 def _code(config: FinetuneConfig) -> dict[str, Any]:

@@ -34,7 +34,7 @@ CONTEXTS = 24  # trained on and held out, about
 KEPT = (
     "run_name pvc random_seed sanitize reorder no_shuffle eot_token pad_token boundary_token "
     "boundary_index context train_ratio top_k top_p temperature repetition_penalty learn_rate "
-    "warmup_ratio zero_stage lora optimizer trust_remote_code"
+    "warmup_ratio zero_stage lora optimizer preference trust_remote_code"
 ).split()
 SMALL: dict[str, Any] = {
     "model": "models/small",

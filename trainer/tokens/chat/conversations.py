@@ -48,12 +48,13 @@ def shape_of(record: Any, text_field: str) -> str:
     """What a record is by its keys: text, chat or completion. A text under its key goes first."""
     if not isinstance(record, Mapping) or text_field in record:
         return "text"
-    if any(_are_turns(record.get(key)) for key in CHAT_KEYS):
+    if any(are_turns(record.get(key)) for key in CHAT_KEYS):
         return "chat"
     return "completion" if any(set(pair) <= record.keys() for pair in PAIRS) else "text"
 
 
-def _are_turns(value: Any) -> bool:
+def are_turns(value: Any) -> bool:
+    """Whether a value is a list of turns."""
     return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
@@ -75,8 +76,14 @@ def conversation_of(record: Any, shape: str, system: str = "") -> Conversation:
         raise RecordError(f"is no object (got {_shown(record)})")
     for key in _OF_RECORDS:
         if record.get(key):
-            raise RecordError(f"has the key {key!r}, which is not read. Take it out")
+            hint = "" if key == "history" else ", or set data.shape=preference to train on pairs"
+            raise RecordError(f"has the key {key!r}, which is not read. Take it out{hint}")
     found = _chat(record) if shape == "chat" else _completion(record)
+    return with_system(found, record, system)
+
+
+def with_system(found: Conversation, record: Mapping[str, Any], system: str) -> Conversation:
+    """The conversation with the record's own system turn, or `system`, where it has none."""
     own = record.get("system") or ""
     if not isinstance(own, str):
         raise RecordError(f"has a system turn that is no text (got {_shown(own)})")
@@ -93,7 +100,7 @@ def _chat(record: Mapping[str, Any]) -> Conversation:
             f"is no chat (got the keys {', '.join(map(str, record)) or 'none'}). A chat has a "
             f"list of turns under {' or '.join(map(repr, CHAT_KEYS))}"
         )
-    return Conversation([_turn(turn) for turn in turns], _tools(record.get("tools")))
+    return Conversation([_turn(turn) for turn in turns], read_tools(record.get("tools")))
 
 
 def _completion(record: Mapping[str, Any]) -> Conversation:
@@ -107,9 +114,9 @@ def _completion(record: Mapping[str, Any]) -> Conversation:
     asked, answered = (record[key] for key in pair)
     if pair[0] == "instruction" and isinstance(asked, str):
         asked = _alpaca_question(asked, record.get("input"))
-    before = _turns_of(asked, "user", pair[0])
-    after = _turns_of(answered, "assistant", pair[1])
-    return Conversation([*before, *after], _tools(record.get("tools")), len(before))
+    before = turns_of(asked, "user", pair[0])
+    after = turns_of(answered, "assistant", pair[1])
+    return Conversation([*before, *after], read_tools(record.get("tools")), len(before))
 
 
 def _alpaca_question(instruction: str, further: Any) -> str:
@@ -119,10 +126,15 @@ def _alpaca_question(instruction: str, further: Any) -> str:
     return f"{instruction}\n{further}" if further else instruction
 
 
-def _turns_of(value: Any, role: str, key: str) -> list[dict[str, Any]]:
+def turns_of(value: Any, role: str, key: str) -> list[dict[str, Any]]:
+    """The turns under a key: a text is one of `role`.
+
+    Raises:
+        RecordError: It is neither text nor turns.
+    """
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    if _are_turns(value):
+    if are_turns(value):
         return [_turn(turn) for turn in value]
     raise RecordError(f"has a {key!r} that is neither text nor turns (got {_shown(value)})")
 
@@ -176,7 +188,7 @@ def _part(part: Any) -> str:
     raise RecordError(f"has a part of a content that is no text (got {_shown(part)})")
 
 
-def _tools(value: Any) -> list[dict[str, Any]] | None:
+def read_tools(value: Any) -> list[dict[str, Any]] | None:
     """A list of tools' JSON schemas; some programs write it as JSON inside of a string."""
     if isinstance(value, str) and value:
         try:

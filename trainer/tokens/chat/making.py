@@ -98,11 +98,12 @@ def _write(work: RecordWork, spool: Spool, folder: Path) -> Manifest:
         raise RequestError(_nothing(work))
     train, held = _streams(config, entries, sum(source.size for source in work.sources))
     masked = config.data.train_on != "all" or bool(config.data.packing)
-    writer = RecordWriter(folder, vocabulary.dtype, config.context, ids.pad, masked=masked)
+    width = config.context * (2 if config.data.is_of_pairs else 1)
+    writer = RecordWriter(folder, vocabulary.dtype, width, ids.pad, masked=masked)
     for order, first in ((train, 0), (held, first_kept(config.sampling))):
-        kept = order[kept_by_sampling(first, len(order), config.sampling)]
+        kept = _sampled(config, order, first)
         contexts = _contexts(config, entries, kept)
-        if config.data.packing:  # a context is a stretch of the stream
+        if config.data.packing or config.data.is_of_pairs:  # a context is a stretch of the stream
             order = np.concatenate([contexts.members, np.setdiff1d(order, kept)])
         writer.write(spool, entries, order, contexts)
     if not writer.num_contexts:
@@ -119,7 +120,7 @@ def _write(work: RecordWork, spool: Spool, folder: Path) -> Manifest:
         num_contexts=writer.num_contexts,
         num_train_contexts=writer.contexts[0].num_contexts,
         num_tokens=writer.num_tokens,
-        num_padding=writer.num_contexts * config.context - writer.num_tokens,
+        num_padding=writer.num_contexts * width - writer.num_tokens,
         eot_token_id=ids.eot,
         pad_token_id=ids.pad,
         boundary_token_id=None,
@@ -135,10 +136,21 @@ def _write(work: RecordWork, spool: Spool, folder: Path) -> Manifest:
     )
 
 
+def _sampled(config: TokenizeConfig, order: np.ndarray, first: int) -> np.ndarray:
+    """The records of a stream that sampling keeps; of a pair both halves, which stand together."""
+    if not config.data.is_of_pairs:
+        return order[kept_by_sampling(first, len(order), config.sampling)]
+    pairs = order.reshape(-1, 2)
+    return pairs[kept_by_sampling(first, len(pairs), config.sampling)].reshape(-1)
+
+
 def _contexts(config: TokenizeConfig, entries: Entries, kept: np.ndarray) -> Groups:
     """The records that sampling keeps, by context."""
-    packed = config.data.packing
-    contexts = best_fit(kept, entries.length, config.context) if packed else one_each(kept)
+    contexts = one_each(kept)
+    if config.data.packing:
+        contexts = best_fit(kept, entries.length, config.context)
+    if config.data.is_of_pairs:
+        contexts = Groups(kept, np.arange(0, len(kept) + 1, 2))
     if config.reorder == "shuffle":
         return contexts.in_order(drawn_order(contexts.num_contexts, config.random_seed))
     return contexts

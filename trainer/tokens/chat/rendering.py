@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainer.contract.errors import RequestError, StepError
 from trainer.contract.step_configs import TokenizeConfig
 from trainer.tokens.chat.conversations import RecordError, conversation_of
 from trainer.tokens.chat.encoding import ChatEncoder, Encoded
 from trainer.tokens.chat.ledger import RecordCounts
+from trainer.tokens.chat.pairs import fitted_pair, pair_of, rendered_pair
 from trainer.tokens.chat.records import Record, read_records
 from trainer.tokens.chat.spool import Spool
 from trainer.tokens.chat.templates import ChatTemplate
@@ -23,8 +25,8 @@ _BATCH_RECORDS = 256
 """Encoded in one call, or fewer of long ones."""
 _HASHED_BYTES = 1 << 16  # of a record's text, as of a document's
 
-Numbered = tuple[Record, int, Rendered]
-"""A record, its number in its file, and its text."""
+Numbered = tuple[Record, int, list[Rendered]]
+"""A record, its number in its file, and its text; of a pair of answers two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +54,14 @@ def spool_records(work: ChatWork, spool: Spool) -> None:
         part = whole_part(source, work.digests[index], work.config.text_field)
         found = _rendered_records(work, index, read_records(part))
         for batch in _batches(found):
-            encoded = encoder.encode([text for _, _, text in batch])
-            for (record, number, text), ids in zip(batch, encoded, strict=True):
-                kept = _fitted(work, counts, record, ids)
-                if kept is not None:
-                    spool.add(index, number, _hash(text.text), kept)
+            encoded = encoder.encode([text for _, _, texts in batch for text in texts])
             progress.add(0, sum(len(one.ids) for one in encoded))
+            of_records = iter(encoded)
+            for record, number, texts in batch:
+                ids = [next(of_records) for _ in texts]
+                content = _hash("".join(text.text for text in texts))
+                for kept in _fitted(work, counts, record, ids):
+                    spool.add(index, number, content, kept)
         if current_stamp(source.location, source.remote) != source.stamp:
             raise StepError(
                 f"{shown(source.location)} changed while it was read. "
@@ -73,7 +77,7 @@ def _batches(found: Iterator[Numbered]) -> Iterator[list[Numbered]]:
     size = 0
     for one in found:
         batch.append(one)
-        size += len(one[2].text)
+        size += sum(len(text.text) for text in one[2])
         if len(batch) == _BATCH_RECORDS or size >= PIECE_BYTES:
             yield batch
             batch, size = [], 0
@@ -85,35 +89,49 @@ def _rendered_records(
     work: ChatWork, index: int, records: Iterator[Record | None]
 ) -> Iterator[Numbered]:
     """The records of a file as text, each with its number."""
-    data, counts = work.config.data, work.counts[index]
+    counts = work.counts[index]
     for record in records:
         if record is None:
             counts.blank_lines += 1
             continue
         counts.documents += 1
         try:
-            conversation = conversation_of(record.value, work.shapes[index], data.system)
-            text = rendered(work.template, conversation, data.train_on, work.special)
+            texts = _texts(work, record.value, work.shapes[index])
         except RecordError as error:
             raise RequestError(f"dataset file {record.place} {error}.") from error
-        if len(text.text) > MOST_WHOLE_BYTES:
+        if (longest := max(len(text.text) for text in texts)) > MOST_WHOLE_BYTES:
             raise RequestError(
                 f"dataset file {record.place} is too long to encode in one piece (got "
-                f"{len(text.text):,} characters). At most {MOST_WHOLE_BYTES >> 20} Mi fit into "
+                f"{longest:,} characters). At most {MOST_WHOLE_BYTES >> 20} Mi fit into "
                 "memory. Cut it into several records."
             )
-        yield record, counts.documents, text
+        yield record, counts.documents, texts
 
 
-def _fitted(work: ChatWork, counts: RecordCounts, record: Record, found: Encoded) -> Encoded | None:
-    """A record as it goes into a context; None where it is left out, which is counted."""
+def _texts(work: ChatWork, value: Any, shape: str) -> list[Rendered]:
+    """The text of a record; of a pair of answers both."""
+    data = work.config.data
+    if data.is_of_pairs:
+        return rendered_pair(work.template, pair_of(value, data.system))
+    conversation = conversation_of(value, shape, data.system)
+    return [rendered(work.template, conversation, data.train_on, work.special)]
+
+
+def _fitted(
+    work: ChatWork, counts: RecordCounts, record: Record, texts: list[Encoded]
+) -> list[Encoded]:
+    """A record as it goes into a context; empty where it is left out, which is counted."""
+    if work.config.data.is_of_pairs:
+        return fitted_pair(work.config, counts, record.place, texts)
+    [found] = texts
     if not found.trained.any():
         raise RequestError(
             f"dataset file {record.place} has no token to train on "
             f"(got {len(found.ids)} tokens, data.train_on={work.config.data.train_on!r}). "
             "A record needs an answer of the assistant. Take it out of the file."
         )
-    return fitted(work.config, counts, record.place, found, len(found.ids))
+    kept = fitted(work.config, counts, record.place, found, len(found.ids))
+    return [] if kept is None else [kept]
 
 
 def fitted(

@@ -19,7 +19,9 @@ FORMAT = 1
 """In the key of a store of records: raised when the same records would give another one."""
 _PEEKED_FILES = 8
 """Of a dataset whose files are not to be opened all: enough to tell what it is."""
-_RECORDS = ("chat", "completion")
+_RECORDS = ("chat", "completion", "preference")
+PAIRS_FORMAT = 1
+"""Likewise, of pairs of answers."""
 
 
 def shapes_of(
@@ -172,6 +174,7 @@ def record_options(config: TokenizeConfig, template: tuple[str, str], order: str
             "too_long": data.too_long,
             "system": data.system,
             "templates": [hashlib.sha256(text.encode()).hexdigest() for text in template],
+            **({"pairs": PAIRS_FORMAT} if data.is_of_pairs else {}),
         },
     }
 

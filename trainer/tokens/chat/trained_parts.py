@@ -75,7 +75,7 @@ def _answer(
     through = _without_end_of_text(template.render(conversation, at + 1), whole, special)
     if not (whole.startswith(through) and through.startswith(before)):
         part, words = (before, "before") if whole.startswith(through) else (through, "up to")
-        place = _first_difference(whole, part)
+        place = first_difference(whole, part)
         raise RecordError(
             f"is not the sum of its parts in the chat template: the turns {words} turn {at + 1} "
             f"alone give {part[place : place + 30]!r} where the whole has "
@@ -107,7 +107,8 @@ def _end_of_turn(answer: str, special: Sequence[str]) -> int:
     return last if last and not answer[last:].strip() else len(answer)
 
 
-def _first_difference(one: str, other: str) -> int:
+def first_difference(one: str, other: str) -> int:
+    """Where two texts begin to differ; the shorter one's length where they do not."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 

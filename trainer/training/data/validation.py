@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from trainer.tokens.pair_contexts import loss_terms
 from trainer.tokens.store import TokenStore
 from trainer.training.data.batches import read_batch
 
-LossOf = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+LossOf = Callable[..., Tensor]
 AddUp = Callable[..., list[float]]
 
 
@@ -27,18 +28,17 @@ def held_out_loss(
     go_on: Callable[[], bool] = lambda: True,
     contexts: np.ndarray | None = None,
 ) -> float | None:
-    """The mean loss over the held-out tokens; None where there are none, or when stopped.
+    """The mean loss over the held-out tokens, or pairs; None where there are none, or when stopped.
 
     Args:
-        loss_of: Summed loss of ids (B, T), lengths (B,), trained (B, T) and positions (B, T): see
-            Batch.
+        loss_of: Summed loss of what is given of a batch: see Batch.
         add_up: Sums values over the processes.
         go_on: Asked before each batch, by every process alike.
         contexts: Which; None: all that are held out.
     """
     contexts = held_out(store) if contexts is None else contexts
-    tokens = store.trained_tokens(contexts)
-    if not tokens:
+    terms = loss_terms(store, contexts)
+    if not terms:
         return None
     total = 0.0
     stride = batch_size * world
@@ -47,5 +47,5 @@ def held_out_loss(
             return None
         first = start + rank * batch_size
         batch = read_batch(store, contexts[first : first + batch_size])
-        total += float(loss_of(batch.ids, batch.lengths, batch.trained, batch.positions))
-    return add_up(total)[0] / tokens
+        total += float(loss_of(*batch.given))
+    return add_up(total)[0] / terms

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,39 +19,15 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.models.buffers import persistent_buffers
-from trainer.planning.memory_model import Precision
 from trainer.training.engine import kernels
-from trainer.training.engine.adam import AdamOptions, Clipping, make_adam
+from trainer.training.engine.adam import Clipping, make_adam
 from trainer.training.engine.fetching import fetch
 from trainer.training.engine.loss import CausalLoss, trained_places
+from trainer.training.engine.options import EngineOptions, deepspeed_config
+from trainer.training.engine.preference import PreferenceLoss, without_dropout
 from trainer.training.engine.start_up import host_group, import_deepspeed, join_processes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """How a model is spread over processes and memory."""
-
-    rank: int
-    world: int
-    batch_size: int
-    zero_stage: int
-    precision: Precision
-    offload: bool = False
-    checkpointed_layers: int | None = 0
-    """Layers that are computed again in the backward pass, the first ones; None: all."""
-    compile: bool = False
-    """Have torch.compile write the layers' code: takes micro-batches of one shape alone."""
-    liger: bool = False
-    """Take Liger's kernels."""
-    deterministic: bool = True
-    """On a GPU take kernels whose sums are always in one order."""
-    adam_bits: int = 32
-    """Of Adam's moments: 32, or 8 in blocks."""
-    adam: AdamOptions = field(default_factory=AdamOptions)
-    packed: bool = False
-    """Rows hold several texts, which takes attention a mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +58,10 @@ class Engine:
         _compute_again(model, options.checkpointed_layers)
         if options.liger:
             kernels.take_liger(model)
-        self._engine, self.adam = self._initialize(CausalLoss(model))
+        if options.beta:
+            without_dropout(model)
+        self._module = PreferenceLoss(model, options.beta) if options.beta else CausalLoss(model)
+        self._engine, self.adam = self._initialize(self._module)
         self._losses: Sequence[Tensor] = ()
         self._asks_once = False
         self._sum_of_losses = 0.0
@@ -115,16 +94,43 @@ class Engine:
         lengths: Tensor,
         trained: Tensor | None = None,
         positions: Tensor | None = None,
+        reference: Tensor | None = None,
     ) -> Tensor:
-        """The summed loss of a micro-batch in host memory: see CausalLoss.forward."""
-        places = self._bring(trained_places(lengths, ids.shape[1], trained))
-        where = None if positions is None else self._bring(positions)
-        given = self._bring(ids), lengths, None, where, places
+        """The summed loss of a micro-batch in host memory: see CausalLoss.forward.
+
+        Of pairs: see PreferenceLoss.forward.
+        """
+        given = self._given(ids, lengths, trained, positions, reference)
         if not self._full_graphs:
             return self._engine(*given)
         found = kernels.full_graphs_or_less(lambda: self._engine(*given), layers_of(self.model))
         self._full_graphs = False  # they are compiled, one way or the other
         return found
+
+    def log_probs(self, ids: Tensor, lengths: Tensor, trained: Tensor | None) -> Tensor:
+        """Of pairs, the log-probability of each answer, (P, 2): see PreferenceLoss.forward."""
+        return self._engine(*self._given(ids, lengths, trained))
+
+    def _given(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        trained: Tensor | None,
+        positions: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """What the module is given: on the device, but for the lengths."""
+        places = self._bring(trained_places(lengths, ids.shape[1], trained))
+        where = None if positions is None else self._bring(positions)
+        first = self._bring(ids), lengths, None, where
+        if not self.options.beta:
+            return *first, places
+        return *first, None if reference is None else self._bring(reference), places
+
+    @property
+    def rewards(self) -> Tensor | None:
+        """Of the last loss of pairs: the sum of margins, and how many are above 0; (2,)."""
+        return self._module.rewards if isinstance(self._module, PreferenceLoss) else None
 
     def _bring(self, tensor: Tensor) -> Tensor:
         """The tensor on the device; from pinned memory the host does not wait for the copy."""
@@ -223,7 +229,7 @@ class Engine:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _initialize(self, module: CausalLoss) -> tuple[Any, torch.optim.Optimizer]:
+    def _initialize(self, module: torch.nn.Module) -> tuple[Any, torch.optim.Optimizer]:
         deepspeed = import_deepspeed()
         join_processes(self.options.rank, self.options.world)
         if self.options.zero_stage == 3:
@@ -238,7 +244,7 @@ class Engine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             engine, *_ = deepspeed.initialize(
-                model=module, optimizer=adam, config=_deepspeed_config(self.options)
+                model=module, optimizer=adam, config=deepspeed_config(self.options)
             )
         if self.options.world == 1 and self.options.zero_stage == 0:
             # It would copy all gradients into one buffer and back to add up nothing: 6 % of a step.
@@ -246,7 +252,7 @@ class Engine:
         engine.train()
         return engine, adam
 
-    def _split(self, module: CausalLoss, deepspeed: Any) -> None:
+    def _split(self, module: torch.nn.Module, deepspeed: Any) -> None:
         """Leave each process its part of every parameter, one parameter after another.
 
         DeepSpeed's own start moves the whole model to each process' device first, where it has
@@ -257,7 +263,7 @@ class Engine:
             parameter.data = parameter.data.to(dtype)  # adapters are made in fp32
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)
-        config = _deepspeed_config(self.options)
+        config = deepspeed_config(self.options)
         deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=dtype)
 
 
@@ -272,31 +278,3 @@ def _compute_again(model: Any, layers: int | None) -> None:
 
 def layers_of(model: Any) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-
-
-def _overlaps(options: EngineOptions) -> bool:
-    """Whether gradients are sent while the backward pass continues: on several GPUs.
-
-    DeepSpeed 0.19 refuses it at stage 1 where we say when a step is complete; there all gradients
-    are sent once, after the last micro-batch.
-    """
-    return torch.cuda.is_available() and options.world > 1 and options.zero_stage >= 2
-
-
-def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": options.batch_size,
-        "gradient_accumulation_steps": 1,
-        # `Engine.step` says when a step is complete: the last of an epoch has fewer batches.
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": 0.0 if options.zero_stage == 0 else options.adam.clip,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-        "bf16": {"enabled": options.precision == "bf16", "check_grad_overflow": True},
-        "fp16": {"enabled": options.precision == "fp16"},
-        "zero_optimization": {"stage": options.zero_stage, "overlap_comm": _overlaps(options)},
-    }
-    if options.offload:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return config

@@ -30,7 +30,7 @@ class CausalLoss(nn.Module):
         super().__init__()
         self.model = model
         # Models that do more than a matrix product after the last layer keep their own head.
-        self.chunked = _has_plain_head(model)
+        self.chunked = has_plain_head(model)
         if self.chunked:
             plain_head(model).__class__ = _LossHead
 
@@ -120,14 +120,19 @@ class _LossHead(nn.Linear):
         return _ChunkedLoss.apply(hidden, self.weight, self.bias, targets, torch.is_grad_enabled())
 
 
+def chunk_rows(weight: Tensor) -> int:
+    """How many tokens' logits are there at a time."""
+    return max(1, CHUNK_ELEMENTS // weight.shape[0])
+
+
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, train: bool
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad if train else (False,) * 3)
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        grads = Gradients(hidden, weight, bias, ctx.needs_input_grad if train else (False,) * 3)
+        rows = chunk_rows(weight)
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             logits = functional.linear(hidden[chunk], weight, bias)
@@ -149,7 +154,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return (*scaled, None, None)
 
 
-class _Gradients:
+class Gradients:
     """Sums of the gradients of hidden states, weight and bias over the chunks."""
 
     def __init__(
@@ -186,7 +191,7 @@ class _Gradients:
 
 
 @torch.no_grad()
-def _has_plain_head(model: Any) -> bool:
+def has_plain_head(model: Any) -> bool:
     """Whether the logits are the last hidden state times the output layer.
 
     Asked by trying, with made-up numbers at both ends: the weights may not be there yet.

@@ -41,7 +41,9 @@ class Sizing:
         return record
 
 
-def size_up(config: FinetuneConfig, model: Path, context: int, num_contexts: int) -> Sizing:
+def size_up(
+    config: FinetuneConfig, model: Path, context: int, num_contexts: int, texts: int = 1
+) -> Sizing:
     """The batch size asked for, or one that fits, and the least costly way to fit it.
 
     One that is worked out keeps the device busy, and leaves enough steps (planning/step_count.py).
@@ -50,14 +52,15 @@ def size_up(config: FinetuneConfig, model: Path, context: int, num_contexts: int
         model: The base model's folder.
         context: Tokens of a context.
         num_contexts: Of an epoch.
+        texts: Of each context: see Setting.
     Raises:
         RequestError: Nothing fits the GPU.
     """
     if has_gpu():
-        return fit(config, model, context, num_contexts, *_gpu(config))
+        return fit(config, model, context, num_contexts, *_gpu(config), texts=texts)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // config.processes
     best = _precision(config, "fp32")
-    return fit(config, model, context, num_contexts, memory, best, on_gpu=False)
+    return fit(config, model, context, num_contexts, memory, best, on_gpu=False, texts=texts)
 
 
 def confirmed(
@@ -106,6 +109,7 @@ def fit(
     memory_bytes: int,
     precision: Precision,
     on_gpu: bool = True,
+    texts: int = 1,
 ) -> Sizing:
     """The least costly way to fit into `memory_bytes` of each process."""
     described = parse_json((model / "config.json").read_text(encoding="utf-8"))
@@ -115,7 +119,7 @@ def fit(
         if config.batch_size > 0:
             return Sizing(batch_size=config.batch_size)
         raise RequestError(f"batch_size can't be worked out: {error}") from error
-    asked = _asked(config, shape, context, precision, on_gpu)
+    asked = replace(_asked(config, shape, context, precision, on_gpu), texts=texts)
     count = StepCount(
         contexts=num_contexts,
         epochs=config.epochs,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.tokens.pair_contexts import loss_terms
 from trainer.tokens.store import TokenStore
 from trainer.training.data.batches import read_batch
 from trainer.training.engine.engine import Engine, layers_of
@@ -117,8 +118,8 @@ class Instruments:
             for context in contexts.tolist():
                 batch = read_batch(self._store, np.array([context]))
                 tokens = self._store.trained_tokens(np.array([context]))
-                given = (batch.ids, batch.lengths, batch.trained, batch.positions)
-                loss = float(self._engine.loss(*given)) / max(1, tokens)
+                terms = loss_terms(self._store, np.array([context]))
+                loss = float(self._engine.loss(*batch.given)) / max(1, terms)
                 spans = self._store.document_of(context)
                 documents = list(dict.fromkeys(f"{s.path}#{s.number}" for s in spans))
                 found.append(

@@ -7,6 +7,7 @@ from trainer.contract.json_text import parse_json
 from trainer.planning.model_shape import ModelShape
 from trainer.planning.operations import peak_flops, step_flops
 from trainer.planning.step_count import curve_steps
+from trainer.tokens.pair_contexts import text_lengths
 from trainer.tokens.store import TokenStore
 from trainer.training.data.validation import held_out
 from trainer.training.engine.engine import Engine
@@ -42,7 +43,7 @@ class Measures:
             contexts: Indexes of the step's contexts.
             seconds: From asking for its data to the end of its optimizer step.
         """
-        lengths = self._store.lengths[contexts]
+        lengths = text_lengths(self._store, contexts)
         self._tokens += self._store.trained_tokens(contexts)
         self.pace.add("step", seconds)
         shares = self.pace.shares(

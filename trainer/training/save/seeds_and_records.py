@@ -1,6 +1,7 @@
 """Small things that the training processes count and record."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,26 @@ def left_out_fields(whole: int, kept: int, *, updates: bool) -> dict[str, Any]:
     if whole == kept:
         return {}
     return {"left_out": whole - kept, **({} if updates else {"without_update": True})}
+
+
+def reward_fields(
+    engine: Engine, rewards: Sequence[torch.Tensor | None], pairs: int
+) -> dict[str, float | None]:
+    """What a step's line says of pairs: their mean margin, and the share that is above 0.
+
+    Args:
+        rewards: Of this process' micro-batches: see PreferenceLoss.rewards.
+        pairs: Of the whole step.
+    """
+    if not engine.options.beta:
+        return {}
+    own = [found.double() for found in rewards if found is not None]
+    margin, above = torch.stack(own).sum(0).tolist() if own else (0.0, 0.0)
+    margin, above = engine.sum_over_processes(margin, above)
+    return {
+        "reward_margin": finite(margin / max(1, pairs)),
+        "reward_accuracy": above / max(1, pairs),
+    }
 
 
 def engine_record(engine: Engine) -> dict[str, Any]:
