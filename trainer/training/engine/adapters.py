@@ -4,6 +4,7 @@ The adapters are put into transformers' own model, so everything else stays as i
 checkpoints hold what is trained, which is the adapters alone.
 """
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from trainer.contract.errors import RequestError
+from trainer.contract.json_text import parse_json
 from trainer.contract.topics import LoraConfig
 from trainer.training.engine.four_bits import FourBitLinear
 
@@ -44,7 +46,7 @@ def add_adapters(model: Any, lora: LoraConfig, base_model: str, seed: int) -> An
     refuse_unknown_modules(model, lora)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
-        # peft names the base by its folder here, which is another one elsewhere: see below.
+        # peft names the base by its folder, to compare its vocabulary on saving: see `merge`.
         warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed")
         # peft 0.21 asks transformers for an attribute by its old name.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -55,7 +57,6 @@ def add_adapters(model: Any, lora: LoraConfig, base_model: str, seed: int) -> An
                 f"lora can't be added to {base_model} ({error}). "
                 "Name layers of the model in lora's target_modules, such as q_proj and v_proj."
             ) from error
-    adapted.peft_config["default"].base_model_name_or_path = base_model
     untie_adapted(model)
     return adapted
 
@@ -142,8 +143,18 @@ def _weight_of(module: nn.Module) -> nn.Parameter | None:
     return module._parameters.get("weight")
 
 
-def merge(adapted: Any, folder: Path) -> Any:
-    """Save the adapters alone to `folder`; the model with them worked into its weights."""
+def merge(adapted: Any, folder: Path, base_model: str) -> Any:
+    """Save the adapters alone to `folder`; the model with them worked into its weights.
+
+    Args:
+        base_model: Its name on the volume, which may be mounted elsewhere later.
+    """
+    from peft.utils import CONFIG_NAME
+
     adapted.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+    place = folder / CONFIG_NAME
+    settings = parse_json(place.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base_model
+    place.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
     return adapted.merge_and_unload()

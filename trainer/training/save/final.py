@@ -83,7 +83,7 @@ def checkpointed_model(job: Job, checkpoint: Path, adapter: Path) -> Any:
                 numbers = parameter.view(-1).numpy()
                 reader.read(f"weight/{name}", 0, numbers, whole=numbers.size)
     restore_buffers(persistent_buffers(model), reader)
-    return merge(adapted, adapter) if adapted else model
+    return merge(adapted, adapter, config.model) if adapted else model
 
 
 @torch.no_grad()
