@@ -17,6 +17,7 @@ from trainer.contract.topics import (
     OptimizerConfig,
     RetentionConfig,
     ScheduleConfig,
+    ServingConfig,
     SkipConfig,
 )
 
@@ -31,6 +32,11 @@ FIRST_KEYS: Mapping[Any, tuple[str, ...]] = {
     ScheduleConfig: (),
     OptimizerConfig: ("offload", "adam_bits"),
     LoraConfig: ("rank", "alpha", "dropout", "target_modules"),
+    ServingConfig: tuple(
+        f.name
+        for f in dataclasses.fields(ServingConfig)  # type: ignore[arg-type]
+        if f.name != "adapters"
+    ),
 }
 NAMES = {
     "data": DataConfig,
@@ -42,6 +48,7 @@ NAMES = {
     "schedule": ScheduleConfig,
     "optimizer": OptimizerConfig,
     "lora": LoraConfig,
+    "serving": ServingConfig,
 }
 
 
