@@ -82,8 +82,8 @@ def _refused(
     if on_cluster and parameters.serving.adapters:
         problems.append(adapters_refused(parameters.serving.adapters))
     if not on_cluster:
-        names, is_lora = parameters.serving.adapters, parameters.lora is not None
-        problems += refused_adapters(names, volume, is_lora=is_lora)
+        names = [n for n in parameters.serving.adapters if n != parameters.run_name]
+        problems += refused_adapters(names, volume, is_lora=parameters.lora is not None)
     try:
         path_on_volume(volume, "logs", parameters.logs)
     except RequestError as error:

@@ -67,7 +67,9 @@ def _deployed(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, sa
 
 def _adapters(parameters: Mapping[str, Any], volume: Path) -> dict[str, Wanted]:
     """What is to be served beside the run; none where nothing is to stay."""
-    return adapters_of(volume, parameters["serving"]["adapters"]) if stays(parameters) else {}
+    own = parameters["run_name"]  # its adapter is served in any case
+    names = [name for name in parameters["serving"]["adapters"] if name != own]
+    return adapters_of(volume, names) if stays(parameters) else {}
 
 
 def serves_names(service: Service, run_name: str, adapters: Mapping[str, Wanted]) -> bool:

@@ -15,11 +15,20 @@ from peft import LoraConfig, get_peft_model
 from infra.local import service as local_service
 from infra.local.service import Service
 from infra.local.service_client import Address
-from tasks.local_adapters import adapters_of, hosts_of, problems_of, replace_everywhere
+from tasks.cluster_deployment import serving_spec
+from tasks.local_adapters import (
+    adapters_of,
+    hosts_of,
+    problems_of,
+    refused_adapters,
+    replace_everywhere,
+)
 from tests.serving import tiny_models, trained
 from tests.serving.asking import Told, running
 from trainer.contract.adapters_record import Wanted
 from trainer.contract.errors import RequestError, StepError
+from trainer.contract.parameter_types import NO_GPU
+from trainer.contract.topics import ServingConfig
 from trainer.models import load_model
 from trainer.serving.engine.adapters import AdapterRows
 from trainer.serving.engine.engine import Engine
@@ -35,7 +44,7 @@ def finish(volume: Path, run: str, seed: int, **given: Any) -> Path:
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj", "fc_in"], **given}
     config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
     adapted: Any = get_peft_model(load_model(volume / "models/base"), config)
-    adapted.peft_config["default"].base_model_name_or_path = "models/base"
+    adapted.peft_config["default"].base_model_name_or_path = str(volume / "models/base")
     final, part = volume / run / "final", volume / run / "part"
     shutil.rmtree(final, ignore_errors=True)
     adapted.save_pretrained(part / "adapter")
@@ -112,7 +121,7 @@ def test_adapters_mixed_in_a_batch_answer_as_their_merged_models(volume: Path) -
     model = load_model(volume / "models/base")
     rows = AdapterRows(model)
     for name in ("town", "sea", "moon"):
-        rows.put(name, rows.load(volume / name / "final/adapter", "models/base"))
+        rows.put(name, rows.load(volume / name / "final/adapter", str(volume / "models/base")))
     expected = {
         "": of_merged(volume / "models/base"),
         **{name: of_merged(volume / name / "final") for name in ("town", "sea", "moon")},
@@ -211,9 +220,9 @@ def test_an_adapter_that_fails_the_gate_leaves_the_one_before(
 @pytest.mark.parametrize(
     ("given", "base", "words"),
     [
-        ({"use_dora": True}, "models/base", r"can't be served beside others \(got use_dora\)"),
+        ({"use_dora": True}, "", r"can't be served beside others \(got use_dora\)"),
         ({}, "models/other", "is of another base model"),
-        ({"modules_to_save": ["lm_head"]}, "models/base", "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "", "modules_to_save"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused(
@@ -236,3 +245,27 @@ def test_runs_that_cannot_be_beside_others_are_named(volume: Path) -> None:
     found = adapters_of(volume, ["tides"])["tides"]
     assert found == Wanted(model="sea/final", digest=adapters_of(volume, ["sea"])["sea"].digest)
     assert hosts_of(volume, "tides") == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"adapters": ["sea"], "engine": "vllm"}, "can't be combined with engine='vllm'"),
+        ({"adapters": ["sea"], "engine": "auto"}, "can't be combined with engine='auto'"),
+        ({"adapters": ["sea", "sea"]}, "names a run twice"),
+        ({"adapters": ["final"]}, "can't have the name 'final'"),
+    ],
+)
+def test_settings_that_cannot_be_served_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ServingConfig(**given)
+
+
+def test_a_plan_names_what_stands_in_the_way(volume: Path) -> None:
+    assert refused_adapters(["sea"], volume, is_lora=True) == []
+    (problem,) = refused_adapters(["sea"], volume, is_lora=False)
+    assert problem.startswith("serving.adapters needs a run with lora (got sea)")
+    assert refused_adapters([], volume, is_lora=False) == []
+    spec = {"serving": {"adapters": ["sea"]}, "inference_gpu": NO_GPU}
+    with pytest.raises(RequestError, match="can't be served on Kubernetes"):
+        serving_spec(spec, {})

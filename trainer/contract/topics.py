@@ -304,6 +304,8 @@ class ServingConfig:
             )
         if twice := sorted({name for name in self.adapters if self.adapters.count(name) > 1}):
             raise ValueError(f"adapters names a run twice (got {', '.join(twice)}).")
+        if "final" in self.adapters:
+            raise ValueError("adapters can't have the name 'final': the served run answers to it.")
         if self.engine_args and self.engine != "vllm":
             raise ValueError(
                 f"engine_args has no effect with engine={self.engine!r} "
