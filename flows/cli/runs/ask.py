@@ -22,8 +22,11 @@ def served(home: Path, pvc: str, run_name: str, step: int | None) -> Iterator[En
         RequestError: Nothing is served, there is no such checkpoint, or the block's request
             was refused.
     """
-    folder = known_run(home, pvc, run_name)
     try:
+        if step is None and hosts_of(home / pvc, run_name):  # a series is no run
+            yield _service(home / pvc, run_name)
+            return
+        folder = known_run(home, pvc, run_name)
         if step is None:
             yield _service(home / pvc, run_name)
             return
