@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import configs
+from tasks.cluster_deployment import adapters_refused
+from tasks.local_adapters import refused_adapters
 from trainer.contract.errors import RequestError
 from trainer.contract.json_text import parse_json
 from trainer.contract.parameter_types import NO_GPU
@@ -77,6 +79,11 @@ def _refused(
     if (on_cluster or num_contexts is not None) and not volume.is_dir():
         return [], None  # planned without a volume
     problems = [] if on_cluster else missing_api_key(parameters)
+    if on_cluster and parameters.serving.adapters:
+        problems.append(adapters_refused(parameters.serving.adapters))
+    if not on_cluster:
+        names = [n for n in parameters.serving.adapters if n != parameters.run_name]
+        problems += refused_adapters(names, volume, is_lora=parameters.lora is not None)
     try:
         path_on_volume(volume, "logs", parameters.logs)
     except RequestError as error:

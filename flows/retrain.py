@@ -21,6 +21,7 @@ from infra.backend import PlaceError
 from infra.choose_backend import backend_from_environment
 from tasks.filling_up import filling_up
 from tasks.following import claimed
+from tasks.local_adapters import replace_everywhere
 from tasks.retraining import champion, show_decision
 from tasks.run_step import (
     Run,
@@ -105,6 +106,9 @@ def _retrain(run: Run, parameters: RetrainParameters) -> State[Any]:
         _stop_service(run, look.result["champion"])
         at["replaced"] = look.result["champion"]
     room = _champion(run, action="record", verdict=judged.result, **at).result["room"]
+    if promoted and run.backend.serving(parameters.serving.kind) is None:
+        volume = run.backend.mount(parameters.pvc)
+        replace_everywhere(volume, series, get_run_logger().info)
     figures = {"run": name, "champion_before": look.result["champion"], **judged.result}
     return _ended(series, "Promoted" if promoted else "Kept", figures, judged.message, room)
 

@@ -21,6 +21,7 @@ SERVING_EVERYWHERE = (
     "tensorizer_uri",
     "api_key",
     "cors_origins",
+    "adapters",
 )
 # Anywhere the one on the left chooses nothing while the one on the right is empty.
 NEEDS = {"prompt_every": "prompt_file", "project_id": "wandb_key"}

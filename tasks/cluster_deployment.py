@@ -6,7 +6,7 @@ the new one has passed.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -88,9 +88,19 @@ def deploy_on_cluster(
         raise StepError(f"the deploy step of {spec.run_name!r} failed: {error}") from error
 
 
+def adapters_refused(names: Sequence[str]) -> str:
+    """Why a service of a cluster has no adapters: its pods mount the folder of one model."""
+    return (
+        f"serving.adapters can't be served on Kubernetes (got {', '.join(names)}): a server there "
+        "mounts one model. Serve each run by itself, or all of them with --backend local."
+    )
+
+
 def serving_spec(parameters: Mapping[str, Any], found: Mapping[str, Any]) -> ServingSpec:
     """The revision to be made of the model that the deploy step found."""
     serving = parameters["serving"]
+    if serving["adapters"]:
+        raise RequestError(adapters_refused(serving["adapters"]))
     names = "cores max_cores memory_gib max_memory_gib min_replicas max_replicas retention_minutes"
     gpus = 0 if parameters["inference_gpu"] == NO_GPU else serving["gpus"]
     return ServingSpec(

@@ -15,6 +15,8 @@ from infra.local.server_process import ServiceError
 from infra.local.service import Service
 from infra.local.service_client import Endpoint, NoAnswerError
 from infra.local.step_folder import writing
+from tasks.local_adapters import adapters_of, problems_of, replace, replace_everywhere
+from trainer.contract.adapters_record import Wanted
 from trainer.contract.errors import DamagedError, RequestError, StepError
 from trainer.contract.outcome import Outcome
 from trainer.contract.run_folder import RunFolder
@@ -37,11 +39,22 @@ def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcom
         StepError: The server did not pass; what served before serves on.
     """
     folder = RunFolder(volume, parameters["run_name"])
+    outcome = _deployed(parameters, folder, volume, say)
+    replace_everywhere(volume, folder.root.name, say)
+    return outcome
+
+
+def _deployed(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say: Say) -> Outcome:
+    adapters = _adapters(parameters, volume)
     digest = _manifest_digest(find_model(folder, rollback=False))
     earlier = folder.outcome("deploy")
     if earlier is not None and earlier.result.get(FINAL_MANIFEST) == digest:
         service = serving_final(folder)
-        if service is not None or not stays(parameters):
+        if service is not None and serves_names(service, folder.root.name, adapters):
+            if adapters:
+                replace(volume, folder.root.name, service, adapters)
+            return dataclasses.replace(as_it_is_now(earlier, service), reused=True, seconds=0.0)
+        if not stays(parameters):
             return dataclasses.replace(as_it_is_now(earlier, service), reused=True, seconds=0.0)
     try:
         outcome = _deploy(parameters, folder, volume, say)
@@ -50,6 +63,18 @@ def deploy_here(parameters: Mapping[str, Any], volume: Path, say: Say) -> Outcom
     except PlaceError as error:
         raise RequestError(str(error)) from error
     return outcome
+
+
+def _adapters(parameters: Mapping[str, Any], volume: Path) -> dict[str, Wanted]:
+    """What is to be served beside the run; none where nothing is to stay."""
+    own = parameters["run_name"]  # its adapter is served in any case
+    names = [name for name in parameters["serving"]["adapters"] if name != own]
+    return adapters_of(volume, names) if stays(parameters) else {}
+
+
+def serves_names(service: Service, run_name: str, adapters: Mapping[str, Wanted]) -> bool:
+    """Whether the service has the adapters of these names, in any version."""
+    return set(service.config.get("adapters", {})) - {run_name} == set(adapters)
 
 
 def serving_final(folder: RunFolder) -> Service | None:
@@ -131,6 +156,8 @@ def _deploy(parameters: Mapping[str, Any], folder: RunFolder, volume: Path, say:
         named = {"api_key_variable": "api_key", "cors_origins": "cors_origins"}
         set_names = {key: parameters["serving"][name] for key, name in named.items()}
         config |= {key: value for key, value in set_names.items() if value}
+        if adapters := _adapters(parameters, volume):
+            config["adapters"] = {name: wanted.model for name, wanted in adapters.items()}
         if keep:
             service = _start(volume, run_name, folder.final, expected, parameters["logs"], config)
             told, url = _ask(service, prompt_of(folder), say, keep), service.url
@@ -174,12 +201,21 @@ def _start(
     figures: dict[str, float] | None = None,
     event: str = "served",
 ) -> Service:
+    place = model.relative_to(volume).as_posix()
+    adapters: dict[str, str] = (config or {}).get("adapters", {})
+    if adapters:  # the run is one of them: it answers under its own name, too
+        config = {**(config or {}), "adapters": {**adapters, run_name: place}}
+
+    def problems(service: Service) -> list[str]:
+        wrong = check(service.url, service.name, expected, service.api_key_variable)
+        return wrong + problems_of(service, volume, adapters)
+
     return local_service.start(
         volume,
         run_name,
-        model.relative_to(volume).as_posix(),
+        place,
         logs=logs,
-        check=lambda service: check(service.url, service.name, expected, service.api_key_variable),
+        check=problems,
         figures=figures if expected.loss is None else {"loss": expected.loss},
         config=config,
         event=event,

@@ -11,12 +11,13 @@ leaves one server, the recorded one: the other ends by itself.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ from infra.local.service_records import (
     recorded,
 )
 from infra.local.step_folder import writing
-from trainer.contract import warm
+from trainer.contract import adapters_record, warm
+from trainer.contract.adapters_record import Wanted
 from trainer.contract.process_time import process_started
+from trainer.contract.sealed_folder import read_manifest
 
 RUNS = ".runs"
 READY_SECONDS = 600.0
@@ -98,6 +101,10 @@ def start(
             "ready_file": str(ready_file),
             "record_file": str(record_file(volume, run_name)),
         }
+        if step_config.get("adapters"):
+            step_config["adapters_file"] = str(adapters_file(volume, run_name, revision))
+            with writing(volume):
+                _write_adapters(volume, Path(step_config["adapters_file"]), step_config["adapters"])
         config_file = folder / f"config-{revision}.json"
         with writing(volume):
             ready_file.unlink(missing_ok=True)
@@ -127,6 +134,36 @@ def start(
         time.sleep(LEAVING_SECONDS)
         tell(old.pid, old.process_started)
     return service
+
+
+def adapters_file(volume: Path, run_name: str, revision: int) -> Path:
+    """What the server of that revision follows, where it has adapters beside its model."""
+    return volume.resolve() / RUNS / run_name / "service" / f"adapters-{revision}.json"
+
+
+def _write_adapters(volume: Path, path: Path, adapters: dict[str, str]) -> None:
+    """Write down which version of each adapter the server begins with."""
+    wanted = {
+        name: Wanted(model=model, digest=read_manifest(volume / model).digest)
+        for name, model in adapters.items()
+    }
+    adapters_record.write(path, wanted)
+
+
+def note_adapters(
+    volume: Path, run_name: str, service: Service, adapters: Mapping[str, Wanted]
+) -> None:
+    """Write down that a running server answers with other adapters now."""
+    models = {name: wanted.model for name, wanted in adapters.items()}
+    config = {**service.config, "adapters": {**service.config["adapters"], **models}}
+    with writing(volume):
+        now = dataclasses.replace(service, config=config)
+        record(volume.resolve(), run_name, now, "adapters replaced")
+
+
+def locked(volume: Path, run_name: str) -> contextlib.AbstractContextManager[None]:
+    """One change at a time of a run's service."""
+    return _locked(volume, volume.resolve() / RUNS / run_name / "service")
 
 
 def running(volume: Path, run_name: str) -> Service | None:

@@ -60,7 +60,7 @@ def test_each_key_of_a_topic_is_described_and_no_rule_is_a_regex(flow: Any) -> N
     assert [name for name, found in nested if not found.get("description")] == []
     # What is refused is quoted by the server and the form: the words of `else`, no pattern.
     words = [words for _, found in nested for words in rules_taken_from(found)]
-    assert len(words) == 3 and all(each.endswith(".") and " " in each for each in words)
+    assert len(words) == 4 and all(each.endswith(".") and " " in each for each in words)
     assert [name for name, found in nested if "'pattern'" in repr(found)] == []
 
 

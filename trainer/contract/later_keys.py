@@ -18,6 +18,7 @@ from trainer.contract.topics import (
     PreferenceConfig,
     RetentionConfig,
     ScheduleConfig,
+    ServingConfig,
     SkipConfig,
 )
 
@@ -33,6 +34,11 @@ FIRST_KEYS: Mapping[Any, tuple[str, ...]] = {
     ScheduleConfig: (),
     OptimizerConfig: ("offload", "adam_bits"),
     LoraConfig: ("rank", "alpha", "dropout", "target_modules"),
+    ServingConfig: tuple(
+        f.name
+        for f in dataclasses.fields(ServingConfig)  # type: ignore[arg-type]
+        if f.name != "adapters"
+    ),
 }
 NAMES = {
     "data": DataConfig,
@@ -45,6 +51,7 @@ NAMES = {
     "schedule": ScheduleConfig,
     "optimizer": OptimizerConfig,
     "lora": LoraConfig,
+    "serving": ServingConfig,
 }
 
 

@@ -268,6 +268,14 @@ class ServeConfig(StepConfig):
     """Environment variable with the key that clients must send; empty: they need none."""
     cors_origins: list[WebOrigin] = field(default_factory=list)
     """Web origins whose pages may ask."""
+    adapters: dict[str, NonEmpty] = field(default_factory=dict)
+    """Finished LoRA models on the volume, served by name beside `model` on the same base."""
+    adapters_file: str = ""
+    """Followed while serving: which adapters there are now, as adapters_record.py writes it."""
+
+    def __post_init__(self) -> None:
+        if self.adapters and self.engine != "builtin":
+            raise ValueError(f"adapters needs engine='builtin' (got {self.engine!r}).")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -18,6 +18,7 @@ from trainer.contract.parameter_types import (
     NonEmpty,
     Positive,
     PositiveOrZero,
+    RunName,
     SecretName,
     ServingEngine,
     Sha256,
@@ -316,8 +317,20 @@ class ServingConfig:
     """Clients must send this key: name a Kubernetes Secret; here an environment variable."""
     cors_origins: list[WebOrigin] = field(default_factory=list)
     """Web origins whose pages may ask, for instance https://example.org; none by default."""
+    adapters: list[RunName] = field(default_factory=list)
+    """Other runs (or series of `retrain`) whose LoRA adapters the same server answers with, each
+    under its name, on one base model in memory; here, and by the engine builtin alone."""
 
     def __post_init__(self) -> None:
+        if self.adapters and self.engine != "builtin":
+            raise ValueError(
+                f"adapters can't be combined with engine={self.engine!r} (got "
+                f"{', '.join(self.adapters)}). Set engine to 'builtin'."
+            )
+        if twice := sorted({name for name in self.adapters if self.adapters.count(name) > 1}):
+            raise ValueError(f"adapters names a run twice (got {', '.join(twice)}).")
+        if "final" in self.adapters:
+            raise ValueError("adapters can't have the name 'final': the served run answers to it.")
         if self.engine_args and self.engine != "vllm":
             raise ValueError(
                 f"engine_args has no effect with engine={self.engine!r} "

@@ -18,7 +18,7 @@ from trainer.contract.step_configs import ServeConfig
 from trainer.contract.volume import is_url, path_on_volume
 from trainer.models import base_dtype, load_base, load_config, load_tokenizer
 from trainer.models.attention_sizes import head_size, key_heads
-from trainer.serving.adapter import SETTINGS, is_adapter, load_adapter
+from trainer.serving.adapter import SETTINGS, is_adapter, load_adapter, load_base_of_adapters
 from trainer.serving.checkpoint import is_checkpoint, load_checkpoint
 from trainer.serving.deploy.gate import TOKENIZER_FILES, tokenizer_digest
 from trainer.serving.how_to_serve import HowToServe
@@ -44,7 +44,11 @@ def load(config: ServeConfig, folder: Path) -> tuple[PreTrainedModel, PreTrained
     # On a CPU float32 is both the exact and the fast precision.
     options: dict[str, Any] = {"dtype": None if gpu else torch.float32}
     options["trust_remote_code"] = config.trust_remote_code
-    if is_checkpoint(folder):
+    if config.adapters:
+        model, tokenizer = timed(
+            "weights", lambda: load_base_of_adapters(config.volume, folder, **options)
+        )
+    elif is_checkpoint(folder):
         model, tokenizer = timed("weights", lambda: load_checkpoint(config.volume, folder))
     elif is_adapter(folder):
         model, tokenizer = timed("weights", lambda: load_adapter(config.volume, folder, **options))
@@ -87,16 +91,27 @@ def _about(
     config: Any, settings: GenerationConfig | None, dtype: str, tokenizer: PreTrainedTokenizerBase
 ) -> About:
     text = config.get_text_config()
-    named = settings.eos_token_id if settings else None
-    if named is None:
-        named = tokenizer.eos_token_id
-    ends = [] if named is None else named if isinstance(named, list) else [named]
     return About(
         dtype=dtype.removeprefix("torch."),
         vocabulary=int(text.vocab_size),
         max_positions=getattr(text, "max_position_embeddings", None) or 2048,
-        end_ids=frozenset(ends),
+        end_ids=_end_ids(settings, tokenizer),
     )
+
+
+def end_ids_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end an answer of the model in `folder`."""
+    has_settings = (folder / "generation_config.json").exists()
+    return _end_ids(GenerationConfig.from_pretrained(folder) if has_settings else None, tokenizer)
+
+
+def _end_ids(
+    settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    named = settings.eos_token_id if settings else None
+    if named is None:
+        named = tokenizer.eos_token_id
+    return frozenset([] if named is None else named if isinstance(named, list) else [named])
 
 
 def max_total_tokens(config: ServeConfig, about: About) -> int:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from trainer.serving.api.bodies import ApiError, shown
 from trainer.serving.api.openai_format import check_name
+from trainer.serving.api.openai_request import OpenAiRequest
 from trainer.serving.engine.metrics import PREDICT_SECONDS, PREPROCESS_SECONDS
 from trainer.serving.health import Health
 from trainer.serving.page import root
@@ -53,12 +54,17 @@ def _openai_routes(service: Service) -> list[Route]:
     """OpenAI's, of which `/v1/models` answers clients of KServe's V1 protocol, too."""
 
     async def models(request: Request) -> Response:
-        return small_json({"object": "list", "data": [_model(service)], "models": [service.name]})
+        served = service.all()
+        data, names = [_model(each) for each in served], [each.name for each in served]
+        refused = {"refused": dict(service.refused)} if service.refused else {}
+        return small_json({"object": "list", "data": data, "models": names, **refused})
 
     async def model(request: Request) -> Response:
-        check_name(service.name, request.path_params["name"])
+        name = request.path_params["name"]
+        if not service.model.has_others:
+            check_name(service.name, name)
         ready = service.engine.alive
-        return small_json({**_model(service), "name": service.name, "ready": ready})
+        return small_json({**_model(service.named(name, "model")), "name": name, "ready": ready})
 
     return [
         Route("/v1/models", models),
@@ -78,20 +84,20 @@ def _kserve_routes(service: Service, health: Health) -> list[Route]:
         )
 
     async def models(request: Request) -> Response:
-        return small_json({"models": [service.name]})
+        return small_json({"models": service.names})
 
     async def model(request: Request) -> Response:
-        _check_model(service, request)
+        name = _of_path(service, request).name
         inputs = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
         outputs = [{"name": OUTPUT, "datatype": "BYTES", "shape": [-1]}]
-        about = {"name": service.name, "platform": "", "inputs": inputs, "outputs": outputs}
+        about = {"name": name, "platform": "", "inputs": inputs, "outputs": outputs}
         return small_json(about)
 
     async def ready(request: Request) -> Response:
-        _check_model(service, request)
+        name = _of_path(service, request).name
         if not await health.is_ready():
-            raise ApiError(503, f"model {service.name!r} is not ready.")
-        return small_json({"name": service.name, "ready": True})
+            raise ApiError(503, f"model {name!r} is not ready.")
+        return small_json({"name": name, "ready": True})
 
     return [
         Route("/v1/models/{name}:predict", _answering(service, "predict"), methods=["POST"]),
@@ -107,22 +113,26 @@ def _answering(service: Service, kind: str) -> Endpoint:
     """A route whose requests of that kind are read, then answered by the engine."""
 
     async def answer(request: Request) -> Response:
-        _check_model(service, request)
+        named = _of_path(service, request)
         body = await request.body()
-        with PREPROCESS_SECONDS.labels(service.name).time():
+        with PREPROCESS_SECONDS.labels(named.name).time():
             asked = await service.readers.read(kind, body, dict(request.headers))
-        with PREDICT_SECONDS.labels(service.name).time():
-            response: Response = await asked.respond(service)
+        if isinstance(asked, OpenAiRequest):
+            named = service.named(asked.body.model, "model")
+        with PREDICT_SECONDS.labels(named.name).time():
+            response: Response = await asked.respond(named)
         return response
 
     return answer
 
 
-def _check_model(service: Service, request: Request) -> None:
+def _of_path(service: Service, request: Request) -> Service:
+    """The model that the path names; the first one where it names none."""
     name = request.path_params.get("name", service.name)
-    if name != service.name:
+    if name != service.name and not service.model.has_others:
         message = f"model {shown(name)} is not here. Here is {service.name!r}."
         raise ApiError(404, message)
+    return service.named(name)
 
 
 def _state(name: str, is_so: bool) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class ServedModel:
     vocabulary: int
     max_total_tokens: int  # of prompt and answer together
     longest_token_bytes: int
+    has_others: bool = False  # served beside it under other names: the server checks the name
 
     @property
     def max_text_bytes(self) -> int:
@@ -135,6 +137,9 @@ class Service:
     readers: Readers
     dtype: str
     digests: Mapping[str, str]  # of the model's and the tokenizer's files
+    adapter: str = ""  # the engine's name of the adapter that answers; '': the model alone
+    others: dict[str, Mapping[str, str]] = field(default_factory=dict)  # digests by name
+    refused: dict[str, str] = field(default_factory=dict)  # why, by name: see adapter_watch.py
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -144,6 +149,34 @@ class Service:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.model.tokenizer
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name, *self.others]
+
+    def all(self) -> list["Service"]:
+        """Each model that is served now."""
+        others = dict(self.others)  # another thread may change them
+        return [self, *(self._other(name, digests) for name, digests in others.items())]
+
+    def named(self, name: str, param: str | None = None) -> "Service":
+        """The model of that name.
+
+        Raises:
+            ApiError: There is none.
+        """
+        if name == self.name:
+            return self
+        digests = self.others.get(name)
+        if digests is None:
+            here = ", ".join(repr(each) for each in self.names)
+            message = self.refused.get(name) or f"Here is {here}."
+            raise ApiError(404, f"model is not here (got {shown(name)}). {message}", param)
+        return self._other(name, digests)
+
+    def _other(self, name: str, digests: Mapping[str, str]) -> "Service":
+        model = dataclasses.replace(self.model, name=name)
+        return dataclasses.replace(self, model=model, digests=digests, adapter=name)
 
     async def events(self, requests: list[SequenceRequest]) -> AsyncIterator[list[Event]]:
         """What happens to `requests`, until all are finished; stops them when left early."""
@@ -155,7 +188,7 @@ class Service:
                 loop.call_soon_threadsafe(queue.put_nowait, events)
 
         try:
-            job = self.engine.submit(requests, sink)
+            job = self.engine.submit(requests, sink, self.adapter)
         except QueueFullError as error:
             raise ApiError(
                 429,

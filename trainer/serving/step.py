@@ -6,6 +6,7 @@ import json
 import os
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,11 @@ from trainer.contract.files import write_atomically
 from trainer.contract.step_configs import ServeConfig
 from trainer.contract.volume import path_on_volume, refuse_links_out
 from trainer.serving.access import read_api_key
+from trainer.serving.adapter import base_of
+from trainer.serving.adapter_watch import ServedAdapters
 from trainer.serving.deploy import lease
 from trainer.serving.deploy.choose_engine import engine_here
+from trainer.serving.engine.adapters import AdapterRows
 from trainer.serving.engine.engine import Engine, Limits
 from trainer.serving.engine.sequences import SequenceRequest
 from trainer.serving.engine.vllm import VllmEngine
@@ -61,6 +65,7 @@ def run(config: ServeConfig) -> StepResult:
         vocabulary=about.vocabulary,
         max_total_tokens=engine.limits.max_total_tokens,
         longest_token_bytes=longest_token_bytes(engine.tokenizer),
+        has_others=bool(config.adapters),
     )
     service = Service(
         model=model,
@@ -68,8 +73,12 @@ def run(config: ServeConfig) -> StepResult:
         readers=Readers(model, read_request),  # it forks: no thread of the engine may run yet
         dtype=about.dtype,
         digests=model_digests,
+        adapter=config.name if config.adapters else "",
     )
+    adapters = _with_adapters(config, folder, service) if config.adapters else None
     timed("engine", engine.start)
+    if adapters and config.adapters_file:
+        adapters.follow(Path(config.adapters_file), service)
     timed("first token", lambda: asyncio.run(_answer_once(service)))
     port = int(os.environ.get(config.port_variable) or config.port)
     try:
@@ -124,6 +133,19 @@ def _engine(config: ServeConfig, folder: Path) -> tuple[Engine | VllmEngine, Abo
         raise RequestError(f"model {config.model!r} can't be served here: {how.sentence}.")
     limits = dataclasses.replace(limits, max_cached_tokens=max_cached_tokens(model, how))
     return Engine(model, tokenizer, limits, about.end_ids, how), about
+
+
+def _with_adapters(config: ServeConfig, folder: Path, service: Service) -> ServedAdapters:
+    """Put the served model's adapter and the others beside their base; the engine isn't started."""
+    engine = service.engine
+    assert isinstance(engine, Engine), "refused by ServeConfig"
+    engine.adapters = AdapterRows(engine.model)
+    base = base_of(folder)
+    engine.adapters.put(config.name, engine.adapters.load(folder / "adapter", base))
+    adapters = ServedAdapters(config.volume, base, engine.adapters)
+    for name, model in config.adapters.items():
+        timed(f"adapter {name}", partial(adapters.load, name, model, service))
+    return adapters
 
 
 def _refuse_another_model(config: ServeConfig, digest: str) -> None:

@@ -8,7 +8,8 @@ from flows.cli.runs.overview import known_run
 from infra.local import service as local_service
 from infra.local import service_client
 from infra.local.server_process import ServiceError
-from infra.local.service_client import Endpoint, NoAnswerError
+from infra.local.service_client import Address, Endpoint, NoAnswerError
+from tasks.local_adapters import hosts_of
 from trainer.contract.checkpoints import name_of, steps_there
 from trainer.contract.errors import RequestError
 
@@ -21,8 +22,11 @@ def served(home: Path, pvc: str, run_name: str, step: int | None) -> Iterator[En
         RequestError: Nothing is served, there is no such checkpoint, or the block's request
             was refused.
     """
-    folder = known_run(home, pvc, run_name)
     try:
+        if step is None and hosts_of(home / pvc, run_name):  # a series is no run
+            yield _service(home / pvc, run_name)
+            return
+        folder = known_run(home, pvc, run_name)
         if step is None:
             yield _service(home / pvc, run_name)
             return
@@ -40,6 +44,8 @@ def served(home: Path, pvc: str, run_name: str, step: int | None) -> Iterator[En
 def _service(volume: Path, run_name: str) -> Endpoint:
     service = local_service.running(volume, run_name)
     if service is None:
+        for host in hosts_of(volume, run_name).values():  # as an adapter beside another run
+            return Address(host.url, run_name, host.api_key_variable)
         raise RequestError(
             f"{run_name} is not served. Serve it: "
             f"finetune run -p run_name={run_name} -p inference_only=true"

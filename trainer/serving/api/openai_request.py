@@ -42,7 +42,8 @@ class OpenAiRequest(ABC, Generic[Body]):
     requests: list[SequenceRequest]
 
     def __init__(self, model: ServedModel, body: Body, prefix: str) -> None:
-        check_name(model.name, body.model)
+        if not model.has_others:
+            check_name(model.name, body.model)
         self.model = model
         self.body = body
         self._id = f"{prefix}-{uuid.uuid4().hex}"
@@ -50,6 +51,7 @@ class OpenAiRequest(ABC, Generic[Body]):
 
     async def respond(self, service: Service) -> Response:
         """The answer, whole or as server-sent events."""
+        self.model = service.model
         if not self.body.stream:
             answers = await service.answers(self.requests)
             return await json_response(lambda: self.whole(answers))

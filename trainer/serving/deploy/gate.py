@@ -297,6 +297,19 @@ def observe(url: str, name: str, expected: Expected, api_key_variable: str = "")
         ) from error
 
 
+def digest_served(url: str, name: str, api_key_variable: str = "") -> str:
+    """Digest of the model that a server answers `name` with; '' where it has none of that name yet.
+
+    Raises:
+        GateError: The server is gone, or can't serve it; with its reason.
+    """
+    server = _Server(url, _key_in(api_key_variable))
+    listed = _ask(server, "/v1/models")
+    if reason := listed.get("refused", {}).get(name):
+        raise GateError(reason)
+    return next((m["digests"]["model"] for m in listed["data"] if m["id"] == name), "")
+
+
 def _observe(server: "_Server", name: str, expected: Expected) -> Observed:
     about = _ask(server, f"/v1/models/{name}")
     end, end_text = "", ""

@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.serving.alone import AloneAnswer
+from trainer.serving.engine.adapters import AdapterRows
 from trainer.serving.engine.contrastive import ContrastiveSearch
 from trainer.serving.engine.kv_cache import BatchCache
 from trainer.serving.engine.sequences import Event, Job, Sequence, SequenceRequest, Sink
@@ -70,6 +71,7 @@ class Engine:
         self.end_ids = end_ids
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.adapters: AdapterRows | None = None  # set before `start`; None: the model alone
         self.num_answered = 0  # tokens
         self.num_passes = 0
         self._waiting: deque[Sequence] = deque()
@@ -91,18 +93,23 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, requests: list[SequenceRequest], sink: Sink) -> Job:
+    def submit(self, requests: list[SequenceRequest], sink: Sink, adapter: str = "") -> Job:
         """Queue `requests`, which finish independently.
 
+        Args:
+            requests: What is asked.
+            sink: Told what happens.
+            adapter: Name of the adapter that answers; empty: the model alone.
         Raises:
             QueueFullError: So many wait already.
             ValueError: The model can't be served with what a request asks for.
         """
         for request in requests:
             self._refuse(request)
+        chosen = self.adapters.named(adapter) if self.adapters else None
         job = Job(sink, time.monotonic() + self.limits.request_seconds)
         sequences = [
-            Sequence(index, request, job, self.tokenizer, self.end_ids)
+            Sequence(index, request, job, self.tokenizer, self.end_ids, chosen)
             for index, request in enumerate(requests)
         ]
         with self._changed:
@@ -275,7 +282,8 @@ class Engine:
             ]
         )
         wanted = any(s.request.prompt_logprobs for s in self._reading)
-        logits = self._forward(self._incoming, ids, lengths_after, 0 if wanted else 1)
+        with self._adapters_of(self._reading):
+            logits = self._forward(self._incoming, ids, lengths_after, 0 if wanted else 1)
         if wanted:
             for sequence, row, first in zip(self._reading, logits, firsts, strict=True):
                 if sequence.request.prompt_logprobs:
@@ -312,7 +320,8 @@ class Engine:
             return
         ids = torch.tensor([[s.answer_ids[-1]] for s in self._answering])
         lengths_after = [length + 1 for length in self._cache.lengths]
-        logits = self._forward(self._cache, ids, lengths_after, 1)[:, -1]
+        with self._adapters_of(self._answering):
+            logits = self._forward(self._cache, ids, lengths_after, 1)[:, -1]
         self.num_passes += 1
         finished = [
             row
@@ -328,7 +337,7 @@ class Engine:
             sequence = answer.sequence
             reason = sequence.given_up
             events = [sequence.finished(reason)] if reason else []
-            with _isolated(sequence):
+            with _isolated(sequence), self._adapters_of([sequence]):
                 events = events or answer.step()
             events = events or [sequence.finished("error")]
             self.num_passes += not reason
@@ -347,6 +356,12 @@ class Engine:
         logits = self._call(ids, mask, positions, cache=named, keep=keep).logits
         cache.advance(lengths_after, columns)
         return logits.float().cpu()
+
+    def _adapters_of(self, rows: list[Sequence]) -> contextlib.AbstractContextManager[None]:
+        """Passes in the block are computed with the adapters of `rows`, in their order."""
+        if self.adapters is None:
+            return contextlib.nullcontext()
+        return self.adapters.of([sequence.adapter for sequence in rows])
 
     def _next_token(self, sequence: Sequence, logits: torch.Tensor) -> bool:
         """Choose and tell the next token; whether the answer is finished."""

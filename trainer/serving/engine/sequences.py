@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from trainer.serving.engine.adapters import Adapter
 from trainer.serving.engine.answer_text import AnswerText
 from trainer.serving.engine.sampling import Sampling, choose_token
 
@@ -84,7 +85,9 @@ class Sequence:
         job: Job,
         tokenizer: PreTrainedTokenizerBase,
         end_ids: frozenset[int],
+        adapter: Adapter | None = None,
     ) -> None:
+        self.adapter = adapter
         self.index = index
         self.request = request
         self.job = job

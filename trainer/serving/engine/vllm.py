@@ -92,8 +92,9 @@ class VllmEngine:
         if self.failure:
             raise RequestError(f"the engine vllm did not start ({self.failure}). Its log says why.")
 
-    def submit(self, requests: list[SequenceRequest], sink: Sink) -> Job:
-        """Queue `requests`; see `Engine.submit`."""
+    def submit(self, requests: list[SequenceRequest], sink: Sink, adapter: str = "") -> Job:
+        """Queue `requests`; see `Engine.submit`. There are no adapters here."""
+        assert not adapter
         for request in requests:
             _refuse(request.sampling)
         if self.failure or self.under_way + len(requests) > self._most:
