@@ -17,6 +17,7 @@ from flows.cli.runs.overview import RunRow
 from flows.cli.runs.table import runs_table
 from infra.local.service_records import record_file
 from tests.retention.small_runs import days_go_by, make_run, serve
+from trainer.contract.adapters_record import Wanted, write
 from trainer.contract.process_time import process_started
 from trainer.contract.run_folder import run_names
 from trainer.retraining.series import Series
@@ -94,6 +95,20 @@ def test_rm_names_what_needs_a_run(volume: Path) -> None:
     assert "it serves" in refused(volume, "base")
     record_file(volume, "base").write_text(json.dumps(record | {"process_started": "1"}))
     assert asked(volume, "rm", "base", "--yes").exit_code == 0
+
+
+def test_a_run_whose_adapter_is_served_beside_another_stays(volume: Path) -> None:
+    make_run(volume, "beside")
+    host = make_run(volume, "host")
+    wanted = {"beside": Wanted(model="beside/final", digest="0" * 64)}
+    record = volume / ".runs/host/service/adapters-1.json"
+    record.parent.mkdir(parents=True)
+    write(record, wanted)
+    serve(host)
+    assert "the service of host answers as beside, too" in refused(volume, "beside")
+    dead = {"pid": os.getpid(), "process_started": "1"}
+    record_file(volume, "host").write_text(json.dumps(dead))
+    assert asked(volume, "rm", "beside", "--yes").exit_code == 0
 
 
 def test_rm_leaves_a_run_alone_that_somebody_works_on(volume: Path) -> None:

@@ -15,6 +15,7 @@ from trainer.contract.files import write_atomically
 from trainer.contract.json_text import parse_json
 
 FORMAT = 1
+PATTERN = "adapters-*.json"
 DIGITS = 12  # of a digest, in the name of an adapter that is only tried
 
 

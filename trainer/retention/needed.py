@@ -2,8 +2,9 @@
 
 What names a run: the record of another one (its base model, its tokenizer, the run that it was
 forked from, or made from by `finetune forget`), a series of retrainings (its champion, the one
-before, the night in training), its service, a step that runs, and `cache/in-use/{run}`, which the
-fetch step touches: a run that begins has no record yet. Loads nothing heavy.
+before, the night in training), its service, one that has its adapter, a step that runs, and
+`cache/in-use/{run}`, which the fetch step touches: a run that begins has no record yet. Loads
+nothing heavy.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import service_history
+from trainer.contract import adapters_record, service_history
 from trainer.contract.checkpoints import for_replays, steps_there
 from trainer.contract.errors import DamagedError
 from trainer.contract.json_files import readable_object
@@ -55,9 +56,19 @@ def named_by(volume: Path, name: str) -> list[Reason]:
             found.add((run, f"{name} was forked from step {forked.get('step')} of {run}"))
         if run := (record.get("forgets") or {}).get("run"):
             found.add((run, f"the certificate of {name} is computed from {run}"))
+        found |= set(_served_beside(volume, name))
         known = set(run_names(volume)) - {name}
         return sorted(reason for reason in found if reason[0] in known)
     return []
+
+
+def _served_beside(volume: Path, name: str) -> Iterator[Reason]:
+    """The runs whose adapters the service of `name` has beside its own model."""
+    for path in (volume / STEPS_FOLDER / name / "service").glob(adapters_record.PATTERN):
+        if serves(volume, name):
+            for wanted in adapters_record.read(path).values():
+                run = Path(wanted.model).parts[0]
+                yield run, f"the service of {name} answers as {run}, too"
 
 
 def needed_steps(volume: Path, name: str) -> set[int]:
