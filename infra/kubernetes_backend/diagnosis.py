@@ -221,6 +221,9 @@ def without_names(reason: str) -> str:
 # --- failures that another try does not mend -------------------------------------------
 
 
+NEVER_BEGAN = ("StartError", "ContainerCannotRun")
+
+
 def why_hopeless(pods: Iterable[Object]) -> str:
     """How the newest pods ended, where the next one would end like them; empty: it may not.
 
@@ -228,11 +231,13 @@ def why_hopeless(pods: Iterable[Object]) -> str:
         pods: Oldest first. Those that were evicted, killed or stopped say nothing.
     """
     ended = [pod for pod in pods if has_ended(pod) and not condition(pod, "DisruptionTarget")]
-    newest = [_manner(pod) for pod in ended if index_of(pod) == FIRST][-SAME_ENDS:]
-    if len(newest) < SAME_ENDS or len(set(newest)) > 1 or newest[0] is None:
-        return ""
-    soon = f"{SAME_ENDS} pods in a row ended in the same way within {SOON_SECONDS:g} s"
-    return f"{soon} ({why_ended(ended[-1])})"
+    for index in sorted({index_of(pod) for pod in ended}):
+        newest = [pod for pod in ended if index_of(pod) == index][-SAME_ENDS:]
+        manners = {_manner(pod) for pod in newest}
+        if len(newest) == SAME_ENDS and len(manners) == 1 and None not in manners:
+            soon = f"{SAME_ENDS} pods in a row ended in the same way within {SOON_SECONDS:g} s"
+            return f"{soon} ({why_ended(newest[-1])})"
+    return ""
 
 
 def _manner(pod: Object) -> tuple[Any, ...] | None:
@@ -248,7 +253,8 @@ def _manner(pod: Object) -> tuple[Any, ...] | None:
         )
     except (KeyError, TypeError, ValueError):
         return None
-    if (end - began).total_seconds() > SOON_SECONDS:
+    # What could not be started began in 1970 for a kubelet.
+    if reason not in NEVER_BEGAN and (end - began).total_seconds() > SOON_SECONDS:
         return None
     return code, reason, (_outcome(pod) or {}).get("message", "")
 

@@ -170,7 +170,10 @@ async def _try(cluster: Connection, made: Object, found: Findings) -> None:
         found.notes.append(f"{_named(made)} exists already")
     except RefusedError as error:
         if error.code != 409:
-            raise
+            raise PlaceError(
+                f"the cluster has no {resource} ({error}). Have it installed, or name another "
+                "kind of service with serving.kind, as deployment."
+            ) from error
         found.notes.append(f"{_named(made)} exists already")
 
 
@@ -208,7 +211,7 @@ def _named(made: Object) -> str:
 
 def _is_missing_namespace(error: PlaceError) -> bool:
     refused = error.__cause__
-    return isinstance(refused, RefusedError) and refused.code == 404
+    return isinstance(refused, RefusedError) and refused.code == 404 and refused.of_namespace
 
 
 def _names(wanted: Wanted) -> Iterator[tuple[str, str, str]]:

@@ -185,6 +185,16 @@ def test_what_the_namespace_would_refuse_is_named(
     assert any(word in problem for problem in problems), problems
 
 
+def test_a_kind_of_service_that_the_cluster_lacks_is_named(
+    home: Path, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Cluster(tmp_path, {PVC: volume}, kserve=False) as without:
+        monkeypatch.setenv("KUBECONFIG", str(without.kubeconfig))
+        problems = found(home, {**SERVED, "serving": {"kind": "kserve"}}, "cluster")
+    assert any("the cluster has no inferenceservices" in problem for problem in problems), problems
+    assert not any("namespace" in problem and "is not there" in problem for problem in problems)
+
+
 def test_one_reason_for_the_pods_of_every_step_is_told_once(
     home: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,18 @@ def ended(code: int, reason: str = "Error", *, seconds: int = 5, **status: objec
     }
 
 
+def never_started() -> dict:
+    """As a kubelet says it of a command that is not in the image."""
+    pod = ended(128, "StartError")
+    (status,) = pod["status"]["containerStatuses"]
+    status["state"]["terminated"]["startedAt"] = "1970-01-01T00:00:00Z"
+    return pod
+
+
+def of_node(index: str, pod: dict) -> dict:
+    return {**pod, "metadata": {"labels": {diagnosis.INDEX_LABEL: index}}}
+
+
 EVICTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
@@ -72,6 +84,9 @@ EVICTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
         ([ended(1)] * 2, False),
         ([ended(1), ended(2), ended(1)], False),
         ([ended(1, seconds=40)] * 3, False),
+        ([never_started()] * 3, True),
+        ([of_node("0", ended(75)), of_node("1", ended(3))] * 3, True),
+        ([of_node("0", ended(1)), of_node("1", ended(1)), of_node("2", ended(1))], False),
         ([ended(137)] * 3, False),
         ([ended(143)] * 3, False),
         ([ended(1, **EVICTED)] * 3, False),
