@@ -28,7 +28,7 @@ EXTRAS = {
 }
 CALLED = {"mlflow": "mlflow-skinny"}  # distributions by modules that are not called as they
 # Engines that a user may install beside the others; loaded only when they are asked for.
-NOT_SHIPPED = {"vllm", "llama_cpp"}
+NOT_SHIPPED = {"vllm", "llama_cpp", "trl"}
 
 
 def names_of(extras: Iterable[str]) -> set[str]:
