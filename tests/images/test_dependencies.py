@@ -27,7 +27,7 @@ EXTRAS = {
     "benchmarks": OF_A_LAPTOP,
 }
 CALLED = {"mlflow": "mlflow-skinny"}  # distributions by modules that are not called as they
-# Engines that a user may install beside the others; loaded only when they are asked for.
+# What a user or a maintainer may install beside the others; loaded only when it is asked for.
 NOT_SHIPPED = {"vllm", "llama_cpp", "trl"}
 
 
